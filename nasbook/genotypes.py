@@ -1,0 +1,448 @@
+"""Spaces and genotypes: which cells there are to choose from, and which one was chosen.
+
+Chapter 1. A genotype is the frozen answer of a search. It says which operation stands on which edge
+of which cell, and nothing about weights, so it is small enough to read, compare and mail.
+
+Nodes are numbered as in DARTS: the cell's inputs come first (0 is the output of the cell before the
+previous one, 1 that of the previous one), then the intermediate nodes.
+
+Nothing here imports torch, so that reading and drawing a genotype starts fast.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nasbook.errors import InvalidInput, require_positive, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+DARTS_OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The eight candidates of DARTS §3.1, in the order of the authors' code (ties go to the lower index)."""
+
+ZERO = "none"
+"""The zero operation's name: "no connection". It can be a candidate, but not part of a genotype."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One operation from one node to a later one."""
+
+    source: int
+    """Node that the operation reads."""
+    target: int
+    """Intermediate node that the operation's output is added to."""
+    operation: str
+    """Name of the operation, as in :func:`nasbook.operations.list_operations`."""
+
+
+@dataclass(frozen=True)
+class CellGenotype:
+    """A discrete cell: a directed acyclic graph with one operation name on every edge.
+
+    Any number of edges may enter a node (none removes it), and several operations may stand between the
+    same two nodes.
+
+    Raises:
+        InvalidInput: an edge runs backwards, leaves the cell, carries the zero operation or is there
+            twice; or the output names a node that has no incoming edge.
+    """
+
+    edges: tuple[Edge, ...]
+    """The chosen operations, ordered by target node."""
+    nodes: int = 4
+    """Number of intermediate nodes."""
+    inputs: int = 2
+    """Number of input nodes."""
+    output: tuple[int, ...] = ()
+    """Nodes that are concatenated into the cell's output; empty means every connected intermediate node."""
+
+    def __post_init__(self) -> None:
+        last = self.inputs + self.nodes - 1
+        if self.inputs < 1 or self.nodes < 1:
+            raise InvalidInput(
+                f"A cell needs at least one input and one intermediate node, "
+                f"got inputs={self.inputs}, nodes={self.nodes}."
+            )
+        if not self.edges:
+            raise InvalidInput("A cell needs at least one edge, got none.")
+        for number, edge in enumerate(self.edges):
+            where = f"edges[{number}]"
+            if not self.inputs <= edge.target <= last:
+                raise InvalidInput(
+                    f"{where}.target: expected an intermediate node ({self.inputs} to {last}), got {edge.target}."
+                )
+            if not 0 <= edge.source < edge.target:
+                raise InvalidInput(
+                    f"{where}.source: expected a node before the target (0 to {edge.target - 1}), got {edge.source}."
+                )
+            if edge.operation == ZERO:
+                raise InvalidInput(f"{where}.operation: {ZERO!r} means no connection; leave the edge out.")
+        if len(set(self.edges)) != len(self.edges):
+            raise InvalidInput("edges: the same operation stands twice between the same two nodes.")
+        connected = self.connected()
+        for number, edge in enumerate(self.edges):
+            if edge.source >= self.inputs and edge.source not in connected:
+                raise InvalidInput(f"edges[{number}].source: node {edge.source} has no incoming edge in this cell.")
+        if not self.output:
+            object.__setattr__(self, "output", connected)
+        for node in self.output:
+            if node not in connected:
+                raise InvalidInput(
+                    f"output: node {node} has no incoming edge in this cell; "
+                    f"nodes that have one: {', '.join(map(str, connected))}."
+                )
+        if len(set(self.output)) != len(self.output):
+            raise InvalidInput(f"output: a node is named twice in {list(self.output)}.")
+        order = tuple(sorted(self.edges, key=lambda edge: edge.target))  # stable: keeps the order within a node
+        object.__setattr__(self, "edges", order)
+
+    def connected(self) -> tuple[int, ...]:
+        """Intermediate nodes that have at least one incoming edge, in order."""
+        return tuple(sorted({edge.target for edge in self.edges}))
+
+    def into(self, node: int) -> tuple[Edge, ...]:
+        """The edges that enter ``node``."""
+        return tuple(edge for edge in self.edges if edge.target == node)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The cells that a search chose, by the kind of cell.
+
+    DARTS has two kinds, ``normal`` and ``reduction``; a search that gives every cell its own structure has
+    more. Two genotypes are equal when their cells are.
+    """
+
+    cells: tuple[tuple[str, CellGenotype], ...]
+    """Pairs of kind and cell. Give a mapping or pairs; it is stored as pairs, so that it can be hashed."""
+
+    def __init__(self, cells: Mapping[str, CellGenotype] | Sequence[tuple[str, CellGenotype]]) -> None:
+        pairs = tuple(cells.items()) if isinstance(cells, Mapping) else tuple((k, c) for k, c in cells)
+        if not pairs:
+            raise InvalidInput("A genotype needs at least one cell, got none.")
+        if len({kind for kind, _ in pairs}) != len(pairs):
+            raise InvalidInput(f"A kind of cell is given twice: {', '.join(kind for kind, _ in pairs)}.")
+        object.__setattr__(self, "cells", pairs)
+
+    def __getitem__(self, kind: str) -> CellGenotype:
+        for name, cell in self.cells:
+            if name == kind:
+                return cell
+        raise unknown_name("kind of cell", kind, self.kinds)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of cell in this genotype, in order."""
+        return tuple(kind for kind, _ in self.cells)
+
+    @property
+    def normal(self) -> CellGenotype:
+        """The cell that keeps the resolution."""
+        return self["normal"]
+
+    @property
+    def reduction(self) -> CellGenotype:
+        """The cell that halves the resolution."""
+        return self["reduction"]
+
+    def operations(self) -> Iterator[str]:
+        """The operation of every edge of every cell."""
+        for _, cell in self.cells:
+            yield from (edge.operation for edge in cell.edges)
+
+    def to_json(self) -> str:
+        """This genotype as JSON text that :meth:`from_json` reads back."""
+        cells = {
+            kind: {
+                "inputs": cell.inputs,
+                "nodes": cell.nodes,
+                "edges": [[edge.source, edge.target, edge.operation] for edge in cell.edges],
+                "output": list(cell.output),
+            }
+            for kind, cell in self.cells
+        }
+        body = ",\n".join(f'    {json.dumps(kind)}: {json.dumps(cell)}' for kind, cell in cells.items())
+        return f'{{\n  "format": "{_FORMAT}",\n  "version": {_VERSION},\n  "cells": {{\n{body}\n  }}\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InvalidInput: the text is not JSON, or a field is missing, unknown or wrong; the message
+                names the field.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(f"Not valid JSON (line {error.lineno}, column {error.colno}): {error.msg}.") from None
+        _expect_fields(document, "the genotype", ("format", "version", "cells"))
+        if document["format"] != _FORMAT:
+            raise InvalidInput(f"format: expected {_FORMAT!r}, got {document['format']!r}.")
+        if document["version"] != _VERSION:
+            raise InvalidInput(f"version: this nasbook reads version {_VERSION}, got {document['version']!r}.")
+        if not isinstance(document["cells"], dict) or not document["cells"]:
+            raise InvalidInput("cells: expected an object with at least one cell.")
+        return cls({kind: _cell_from_json(cell, f"cells.{kind}") for kind, cell in document["cells"].items()})
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes :meth:`to_json` to ``path``, whole or not at all, and returns the path."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(self.to_json())
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise InvalidInput(f"Can't write the genotype to {path}: {error.strerror}.") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Genotype:
+        """Reads a genotype from a JSON file.
+
+        Raises:
+            InvalidInput: the file can't be read, or its content is wrong; the message names file and field.
+        """
+        path = Path(path)
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidInput(f"Can't read the genotype {path}: {error.strerror}.") from error
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{path} is not a text file; expected genotype JSON.") from None
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from None
+
+
+_FORMAT = "nasbook.genotype"
+_VERSION = 1
+
+
+def _expect_fields(value: Any, where: str, fields: Sequence[str]) -> None:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{where}: expected an object with {', '.join(fields)}; got {type(value).__name__}.")
+    for field in fields:
+        if field not in value:
+            raise InvalidInput(f"{where}: the field {field!r} is missing.")
+    for field in value:
+        if field not in fields:
+            raise unknown_name(f"field in {where}", field, fields)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _cell_from_json(value: Any, where: str) -> CellGenotype:
+    _expect_fields(value, where, ("inputs", "nodes", "edges", "output"))
+    for field in ("inputs", "nodes"):
+        if not _is_integer(value[field]):
+            raise InvalidInput(f"{where}.{field}: expected a whole number, got {value[field]!r}.")
+    if not isinstance(value["edges"], list):
+        raise InvalidInput(f"{where}.edges: expected a list of [source, target, operation].")
+    if not isinstance(value["output"], list) or not all(map(_is_integer, value["output"])):
+        raise InvalidInput(f"{where}.output: expected a list of node numbers, got {value['output']!r}.")
+    edges = []
+    for number, edge in enumerate(value["edges"]):
+        match edge:
+            case [int(source), int(target), str(operation)] if _is_integer(source) and _is_integer(target):
+                edges.append(Edge(source, target, operation))
+            case _:
+                raise InvalidInput(f"{where}.edges[{number}]: expected [source, target, operation], got {edge!r}.")
+    try:
+        return CellGenotype(tuple(edges), value["nodes"], value["inputs"], tuple(value["output"]))
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}.{error}") from None
+
+
+def parse_darts(text: str) -> Genotype:
+    """Reads the text form of DARTS' own code, without evaluating it.
+
+    Takes ``Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=[…],
+    reduce_concat=[2, 3, 4, 5])``, with or without an assignment in front. Two edges enter each
+    intermediate node, listed node by node, as in ``genotypes.py`` of the authors' repository.
+
+    Raises:
+        InvalidInput: the text has another form; the message names the part.
+    """
+    form = "Genotype(normal=[('operation', source), …], normal_concat=…, reduce=[…], reduce_concat=…)"
+    try:
+        statement = ast.parse(text.strip()).body[0]
+    except (SyntaxError, IndexError, ValueError):
+        raise InvalidInput(f"Not a DARTS genotype. Expected {form}.") from None
+    call = getattr(statement, "value", None)
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+        raise InvalidInput(f"Not a DARTS genotype. Expected {form}.")
+    values = {keyword.arg: keyword.value for keyword in call.keywords}
+    fields = ("normal", "normal_concat", "reduce", "reduce_concat")
+    if call.args or set(values) != set(fields):
+        got = ", ".join(str(name) for name in values) or "none"
+        raise InvalidInput(f"Expected the keywords {', '.join(fields)}; got {got}.")
+    return Genotype(
+        {
+            kind: _darts_cell(field, values[field], values[f"{field}_concat"])
+            for kind, field in (("normal", "normal"), ("reduction", "reduce"))
+        }
+    )
+
+
+def _darts_cell(field: str, pairs: ast.expr, concat: ast.expr) -> CellGenotype:
+    try:
+        chosen = [(name, source) for name, source in ast.literal_eval(pairs)]
+    except (ValueError, TypeError, SyntaxError):
+        raise InvalidInput(f"{field}: expected a list of ('operation', source) pairs.") from None
+    if not chosen or len(chosen) % 2:
+        raise InvalidInput(f"{field}: expected two edges for every node, got {len(chosen)} edges.")
+    for number, (name, source) in enumerate(chosen):
+        if not isinstance(name, str) or not _is_integer(source):
+            raise InvalidInput(f"{field}[{number}]: expected ('operation', source), got {(name, source)!r}.")
+    edges = tuple(Edge(source, 2 + number // 2, name) for number, (name, source) in enumerate(chosen))
+    try:
+        if isinstance(concat, ast.Call) and isinstance(concat.func, ast.Name) and concat.func.id == "range":
+            output = tuple(range(*(ast.literal_eval(argument) for argument in concat.args)))
+        else:
+            output = tuple(ast.literal_eval(concat))
+    except (ValueError, TypeError, SyntaxError):
+        raise InvalidInput(f"{field}_concat: expected range(…) or a list of node numbers.") from None
+    try:
+        return CellGenotype(edges, nodes=len(chosen) // 2, output=output)
+    except InvalidInput as error:
+        raise InvalidInput(f"{field}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A cell space: the candidates, the graph they stand on, and how many edges a discrete cell keeps.
+
+    The graph is DARTS': every intermediate node sees every earlier node (§2.1), the inputs don't see each
+    other.
+    """
+
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+    """Candidate names, in the order of the columns of the architecture parameters."""
+    nodes: int = 4
+    """Number of intermediate nodes (DARTS' N minus the two inputs and the output)."""
+    inputs: int = 2
+    """Number of input nodes."""
+    edges_per_node: int = 2
+    """How many edges a node keeps when the cell is derived (DARTS' k)."""
+    kinds: tuple[str, ...] = ("normal", "reduction")
+    """Kinds of cell that are searched."""
+
+    def __post_init__(self) -> None:
+        require_positive(nodes=self.nodes, inputs=self.inputs, edges_per_node=self.edges_per_node)
+        if len(set(self.operations)) != len(self.operations):
+            raise InvalidInput(f"A candidate operation is named twice: {', '.join(self.operations)}.")
+        if not self.choices:
+            raise InvalidInput("A space needs at least one candidate operation besides 'none'.")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The candidates that may stand in a genotype: all but the zero operation."""
+        return tuple(name for name in self.operations if name != ZERO)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of every edge, grouped by target: the rows of the architecture parameters."""
+        intermediate = range(self.inputs, self.inputs + self.nodes)
+        return tuple((source, target) for target in intermediate for source in range(target))
+
+    def kept(self, node: int) -> int:
+        """How many edges ``node`` keeps; never more than there are nodes before it."""
+        return min(self.edges_per_node, node)
+
+
+DARTS_SPACE = Space()
+"""The convolutional space of DARTS: 14 edges, 8 candidates, 2 edges kept a node."""
+
+
+def count_cells(space: Space) -> int:
+    """Number of discrete cells in a space: Π over nodes of C(n, k)·|choices|^k (DARTS §3.1).
+
+    For DARTS, with n = 2..5 earlier nodes, k = 2 and 7 operations besides zero, that is 1,037,664,180.
+    Graph isomorphism is not considered.
+    """
+    return math.prod(
+        math.comb(node, space.kept(node)) * len(space.choices) ** space.kept(node)
+        for node in range(space.inputs, space.inputs + space.nodes)
+    )
+
+
+def random_genotype(space: Space, generator: torch.Generator) -> Genotype:
+    """A genotype drawn uniformly from the space: sources without replacement, then an operation each."""
+    import torch
+
+    def cell() -> CellGenotype:
+        edges = []
+        for node in range(space.inputs, space.inputs + space.nodes):
+            sources = torch.randperm(node, generator=generator)[: space.kept(node)].sort().values
+            choices = torch.randint(len(space.choices), (len(sources),), generator=generator)
+            edges += [
+                Edge(source, node, space.choices[choice])
+                for source, choice in zip(sources.tolist(), choices.tolist(), strict=True)
+            ]
+        return CellGenotype(tuple(edges), space.nodes, space.inputs)
+
+    return Genotype({kind: cell() for kind in space.kinds})
+
+
+DARTS_V1 = parse_darts("""
+Genotype(
+    normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1),
+            ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)],
+    normal_concat=range(2, 6),
+    reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0),
+            ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)],
+    reduce_concat=range(2, 6))
+""")
+"""The cells of DARTS, first order (Liu et al. 2019)."""
+
+DARTS_V2 = parse_darts("""
+Genotype(
+    normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+            ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)],
+    normal_concat=range(2, 6),
+    reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1),
+            ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)],
+    reduce_concat=range(2, 6))
+""")
+"""The cells of DARTS, second order (Liu et al. 2019, Fig. 4 and 5)."""
+
+PC_DARTS_CIFAR = parse_darts("""
+Genotype(
+    normal=[('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 0), ('dil_conv_3x3', 1),
+            ('sep_conv_5x5', 0), ('sep_conv_3x3', 1), ('avg_pool_3x3', 0), ('dil_conv_3x3', 1)],
+    normal_concat=range(2, 6),
+    reduce=[('sep_conv_5x5', 1), ('max_pool_3x3', 0), ('sep_conv_5x5', 1), ('sep_conv_5x5', 2),
+            ('sep_conv_3x3', 0), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), ('sep_conv_3x3', 2)],
+    reduce_concat=range(2, 6))
+""")
+"""The CIFAR-10 cells of PC-DARTS (Xu et al. 2020)."""
+
+PUBLISHED = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "PC_DARTS_CIFAR": PC_DARTS_CIFAR}
+"""Published genotypes by name, as the command line takes them."""
