@@ -15,13 +15,13 @@ import ast
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.files import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class CellGenotype:
     """
 
     edges: tuple[Edge, ...]
-    """The chosen operations, ordered by target node."""
+    """The chosen operations; stored in order of target, source and name."""
     nodes: int = 4
     """Number of intermediate nodes."""
     inputs: int = 2
@@ -112,8 +112,9 @@ class CellGenotype:
                 )
         if len(set(self.output)) != len(self.output):
             raise InvalidInput(f"output: a node is named twice in {list(self.output)}.")
-        order = tuple(sorted(self.edges, key=lambda edge: edge.target))  # stable: keeps the order within a node
-        object.__setattr__(self, "edges", order)
+        # One order for one cell, so that equality means equality.
+        order = sorted(self.edges, key=lambda edge: (edge.target, edge.source, edge.operation))
+        object.__setattr__(self, "edges", tuple(order))
 
     def connected(self) -> tuple[int, ...]:
         """Intermediate nodes that have at least one incoming edge, in order."""
@@ -206,20 +207,9 @@ class Genotype:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes :meth:`to_json` to ``path``, whole or not at all, and returns the path."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(self.to_json())
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise InvalidInput(f"Can't write the genotype to {path}: {error.strerror}.") from error
-        return path
+        with whole_file(path) as file:
+            file.write(self.to_json().encode())
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Genotype:

@@ -1,0 +1,27 @@
+"""Discrete networks: what a genotype becomes (Chapter 1)."""
+
+from nasbook.networks.derived import AuxiliaryHead, AuxiliaryOutput, DerivedCell, DerivedNetwork, DropPath
+from nasbook.networks.stacking import (
+    CellPlacement,
+    CifarStem,
+    ImageNetStem,
+    StemName,
+    build_stem,
+    reduction_positions,
+    stack_cells,
+)
+
+__all__ = [
+    "AuxiliaryHead",
+    "AuxiliaryOutput",
+    "CellPlacement",
+    "CifarStem",
+    "DerivedCell",
+    "DerivedNetwork",
+    "DropPath",
+    "ImageNetStem",
+    "StemName",
+    "build_stem",
+    "reduction_positions",
+    "stack_cells",
+]

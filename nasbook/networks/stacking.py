@@ -1,0 +1,137 @@
+"""How cells are stacked into a network (DARTS §3.1, §3.2): the same for supernets and derived networks.
+
+A stem feeds a chain of cells; each cell reads the outputs of the two before it. The cells at one third
+and two thirds of the depth are reduction cells: they halve the resolution and double the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import require_positive, unknown_name
+from nasbook.operations import FactorizedReduction, ReLUConvolution
+
+StemName = Literal["cifar", "imagenet"]
+
+
+@dataclass(frozen=True)
+class CellPlacement:
+    """One place in the stack: what a cell that stands there receives and must give."""
+
+    kind: str
+    """Kind of cell, ``normal`` or ``reduction``."""
+    channels: int
+    """Channels of every node inside the cell."""
+    input_channels: tuple[int, int]
+    """Channels of the older and of the newer input, before the preprocessing."""
+    halve_older: bool
+    """Whether the older input still has twice the resolution, because a reduction stands between."""
+
+    @property
+    def input_stride(self) -> int:
+        """Stride of the edges that leave the cell's inputs."""
+        return 2 if self.kind == "reduction" else 1
+
+    def preprocessing(self, affine: bool) -> nn.ModuleList:
+        """The two modules that bring both inputs to ``channels`` and to one resolution."""
+        older, newer = self.input_channels
+        first: nn.Module
+        if self.halve_older:
+            first = FactorizedReduction(older, self.channels, affine)
+        else:
+            first = ReLUConvolution(older, self.channels, affine=affine)
+        return nn.ModuleList([first, ReLUConvolution(newer, self.channels, affine=affine)])
+
+
+def reduction_positions(cells: int) -> tuple[int, ...]:
+    """Indices of the reduction cells: ⌊L/3⌋ and ⌊2L/3⌋ (one cell only, when they coincide)."""
+    return tuple(sorted({cells // 3, 2 * cells // 3}))
+
+
+def stack_cells(
+    cells: int, channels: int, stem: CifarStem | ImageNetStem, outputs: Mapping[str, int]
+) -> list[CellPlacement]:
+    """The placement of every cell.
+
+    Args:
+        cells: number of cells, L.
+        channels: channels of the first cell's nodes, C; doubled at every reduction cell.
+        stem: what feeds the first cell.
+        outputs: for each kind of cell, how many nodes its output concatenates.
+    """
+    require_positive(cells=cells, channels=channels)
+    placements = []
+    older, newer = stem.output_channels
+    halve_older = stem.halve_older
+    for position in range(cells):
+        kind = "reduction" if position in reduction_positions(cells) else "normal"
+        if kind == "reduction":
+            channels *= 2
+        placements.append(CellPlacement(kind, channels, (older, newer), halve_older))
+        halve_older = kind == "reduction"
+        older, newer = newer, channels * outputs[kind]
+    return placements
+
+
+class CifarStem(nn.Module):
+    """One 3×3 convolution to 3·C channels and a batch norm; both cell inputs are its output."""
+
+    halve_older = False
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels)
+        )
+        self.output_channels = (3 * channels, 3 * channels)
+
+    def forward(
+        self, images: Float[Tensor, "batch in_channels height width"]
+    ) -> tuple[Float[Tensor, "batch stem height width"], Float[Tensor, "batch stem height width"]]:
+        state = self.layers(images)
+        return state, state
+
+
+class ImageNetStem(nn.Module):
+    """Three 3×3 convolutions of stride 2 (DARTS §3.4.2): the older input at 1/4, the newer at 1/8 of the size."""
+
+    halve_older = True
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.quarter = nn.Sequential(
+            nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.eighth = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.output_channels = (channels, channels)
+
+    def forward(
+        self, images: Float[Tensor, "batch in_channels height width"]
+    ) -> tuple[
+        Float[Tensor, "batch channels quarter_height quarter_width"],
+        Float[Tensor, "batch channels eighth_height eighth_width"],
+    ]:
+        older = self.quarter(images)
+        return older, self.eighth(older)
+
+
+def build_stem(name: StemName | str, in_channels: int, channels: int) -> CifarStem | ImageNetStem:
+    """The stem of that name: ``cifar`` keeps the resolution, ``imagenet`` divides it by 8."""
+    stems = {"cifar": CifarStem, "imagenet": ImageNetStem}
+    if name not in stems:
+        raise unknown_name("stem", name, stems)
+    require_positive(in_channels=in_channels, channels=channels)
+    return stems[name](in_channels, channels)

@@ -1,0 +1,104 @@
+"""Operations by name: the words of a genotype and the modules that they stand for."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from nasbook.errors import InvalidInput, unknown_name
+from nasbook.operations.convolutional import (
+    DilatedConvolution,
+    FactorizedReduction,
+    Pool,
+    ReLUConvolution,
+    SeparableConvolution,
+    SeparatedKernels,
+    Zero,
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A candidate: its name, how it is built and what kind of function it is."""
+
+    name: str
+    """The word used in genotypes."""
+    build: Callable[[int, int, bool], nn.Module]
+    """(channels, stride, affine) → module."""
+    kind: Literal["convolution", "pool", "identity", "zero"]
+    """Convolutions have weights; the other kinds have none at stride 1."""
+    summary: str
+    """One line for a table."""
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def _register(name: str, kind: Literal["convolution", "pool", "identity", "zero"], summary: str,
+              build: Callable[[int, int, bool], nn.Module]) -> None:
+    _OPERATIONS[name] = Operation(name, build, kind, summary)
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels, affine)
+
+
+# DARTS §3.1, in the order of the authors' code.
+_register("none", "zero", "no connection", lambda c, s, a: Zero(s))
+_register("max_pool_3x3", "pool", "3×3 max pooling", lambda c, s, a: Pool("max", s))
+_register("avg_pool_3x3", "pool", "3×3 average pooling", lambda c, s, a: Pool("average", s))
+_register("skip_connect", "identity", "identity; at stride 2 a factorised reduction", _skip)
+for _k in (3, 5, 7):
+    _register(f"sep_conv_{_k}x{_k}", "convolution", f"{_k}×{_k} depthwise-separable convolution, twice",
+              lambda c, s, a, k=_k: SeparableConvolution(c, k, s, a))
+for _k in (3, 5):
+    _register(f"dil_conv_{_k}x{_k}", "convolution", f"{_k}×{_k} depthwise-separable convolution, dilation 2",
+              lambda c, s, a, k=_k: DilatedConvolution(c, k, s, a))
+# EnTranNAS §4.2, the five more of the extended space.
+for _k in (1, 3):
+    _register(f"conv_{_k}x{_k}", "convolution", f"{_k}×{_k} convolution",
+              lambda c, s, a, k=_k: ReLUConvolution(c, c, k, s, a))
+for _k in (3, 5, 7):
+    _register(f"conv_1x{_k}_{_k}x1", "convolution", f"1×{_k} then {_k}×1 convolution",
+              lambda c, s, a, k=_k: SeparatedKernels(c, k, s, a))
+
+
+def get_operation(name: str) -> Operation:
+    """The registry's entry for a name.
+
+    Raises:
+        InvalidInput: there is no such operation; the message has the nearest names.
+    """
+    if name not in _OPERATIONS:
+        raise unknown_name("operation", name, _OPERATIONS)
+    return _OPERATIONS[name]
+
+
+def list_operations(pattern: str = "*") -> tuple[str, ...]:
+    """Names of the operations that match a shell pattern, in registry order: ``list_operations("sep_*")``."""
+    return tuple(name for name in _OPERATIONS if fnmatch.fnmatchcase(name, pattern))
+
+
+def build_operation(name: str, channels: int, stride: int = 1, affine: bool = True) -> nn.Module:
+    """Builds an operation that maps (batch, channels, H, W) to (batch, channels, ⌈H/stride⌉, ⌈W/stride⌉).
+
+    Args:
+        name: a name from :func:`list_operations`.
+        channels: channels in and out.
+        stride: 1, or 2 on the edges from a reduction cell's inputs.
+        affine: whether batch norms have a scale and a shift; off in a supernet (DARTS §3.1.1), where
+            they would compete with the architecture parameters.
+
+    Raises:
+        InvalidInput: unknown name, channels below 1, or another stride.
+    """
+    operation = get_operation(name)
+    if channels < 1:
+        raise InvalidInput(f"channels must be at least 1, got {channels}.")
+    if stride not in (1, 2):
+        raise InvalidInput(f"stride must be 1 or 2, got {stride}.")
+    return operation.build(channels, stride, affine)

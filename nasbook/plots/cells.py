@@ -1,0 +1,285 @@
+"""Drawings of discrete cells: every operation named, on any machine that has matplotlib.
+
+Node numbers are the genotype's: the inputs come first (0 and 1 in DARTS), so the first intermediate
+node of a DARTS cell is 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path
+from matplotlib.textpath import TextToPath
+
+from nasbook.genotypes import CellGenotype, Genotype
+from nasbook.plots.layout import INPUT_WIDTH, NODE, OUTPUT_WIDTH, DagLayout, Point, dag_layout
+from nasbook.plots.palette import FAINT, INK, PAGE_WIDTH, OperationStyle, operation_label, operation_styles, styled
+from nasbook.plots.palette import wrap_label as wrap
+
+_MARGIN = 0.06
+_FONT = "DejaVu Sans"
+
+
+@functools.cache
+def _text_size(text: str, points: float) -> tuple[float, float]:
+    """Width and height of a label in inches."""
+    lines = text.split("\n")
+    measure = TextToPath()
+    font = FontProperties(family=_FONT, size=points)
+    width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
+    return width / 72, 1.22 * points * len(lines) / 72
+
+
+def _pill_size(text: str, points: float) -> tuple[float, float]:
+    width, height = _text_size(text, points)
+    return width + 0.12, height + 0.045
+
+
+def _fit(
+    cell: CellGenotype, width: float, operation_labels: bool
+) -> tuple[DagLayout, list[str], float]:
+    """The roomiest of some layouts: labels on one line or more, in larger or smaller type."""
+    edges = [(edge.source, edge.target) for edge in cell.edges]
+    names = [operation_label(edge.operation) for edge in cell.edges]
+    tried = []
+    for points, lines in ((8.5, 1), (8.0, 2), (7.0, 2), (7.0, 3), (6.0, 3), (5.0, 4), (4.0, 6)):
+        texts = [wrap(name, lines) for name in names]
+        sizes = [_pill_size(text, points) for text in texts] if operation_labels else None
+        layout = dag_layout(
+            edges, nodes=cell.nodes, inputs=cell.inputs, output=cell.output, labels=sizes, width=width
+        )
+        tried.append((layout, texts, points))
+        if layout.smallest_gap >= 0.14 or not operation_labels:
+            return tried[-1]
+    return max(tried, key=lambda entry: entry[0].smallest_gap)
+
+
+def curve(points: Sequence[Point], start: float = 0.0, end: float = 0.0) -> Path:
+    """A smooth path that is level at every point and ends ``start`` and ``end`` inches short of its ends."""
+    places = [(points[0][0] + start, points[0][1]), *points[1:-1], (points[-1][0] - end, points[-1][1])]
+    vertices, codes = [places[0]], [Path.MOVETO]
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
+        if y0 == y1:
+            vertices.append((x1, y1))
+            codes.append(Path.LINETO)
+        else:
+            middle = (x0 + x1) / 2
+            vertices += [(middle, y0), (middle, y1), (x1, y1)]
+            codes += [Path.CURVE4] * 3
+    return Path(vertices, codes)
+
+
+def ports(routes: Iterable[tuple[Point, ...]], at: int, radius: float) -> dict[int, tuple[float, float]]:
+    """Where on a round node each of the routes that meet there starts or ends, as (how far in, how high).
+
+    ``at`` is 0 for routes that leave the node and -1 for those that enter it. Edges fan out in the order
+    in which they go on, so that they don't cross at the node.
+    """
+    routes = list(routes)
+    beyond = 1 if at == 0 else -2
+    order = sorted(range(len(routes)), key=lambda n: (routes[n][beyond][1], n))
+    step = min(0.075, 1.3 * radius / max(1, len(routes) - 1))
+    found = {}
+    for place, number in enumerate(order):
+        height = (place - (len(routes) - 1) / 2) * step
+        found[number] = (float(np.sqrt(max(radius**2 - height**2, 0.0))), height)
+    return found
+
+
+def edge_paths(layout: DagLayout, edges: Sequence[tuple[int, int]], inputs: int) -> list[Path]:
+    """The path of every edge, from the rim of its source to the rim of its target."""
+    leave: dict[int, tuple[float, float]] = {}
+    enter: dict[int, tuple[float, float]] = {}
+    for node in layout.nodes:
+        for found, at in ((leave, 0), (enter, -1)):
+            here = [number for number, edge in enumerate(edges) if edge[at] == node]
+            for number, port in ports([layout.routes[n] for n in here], at, NODE / 2).items():
+                found[here[number]] = port
+    paths = []
+    for number, (source, _) in enumerate(edges):
+        route = list(layout.routes[number])
+        out, rise = leave[number]
+        into, height = enter[number]
+        if source < inputs:
+            out = INPUT_WIDTH / 2
+        route[0] = (route[0][0], route[0][1] + rise)
+        route[-1] = (route[-1][0], route[-1][1] + height)
+        paths.append(curve(route, start=out, end=into))
+    return paths
+
+
+def _draw_arrowhead(ax: Axes, path: Path, colour: str, alpha: float, size: float, zorder: float) -> None:
+    tip = np.asarray(path.vertices[-1], dtype=float)
+    ax.add_patch(
+        Polygon(
+            [tip, tip + (-size, size * 0.5), tip + (-size, -size * 0.5)],
+            closed=True, facecolor=colour, edgecolor="none", alpha=alpha, zorder=zorder,
+        )
+    )  # fmt: skip
+
+
+def draw_edge(
+    ax: Axes, path: Path, style: OperationStyle, *, line_width: float = 1.5, alpha: float = 1.0, zorder: float = 2
+) -> None:
+    """One edge with its arrowhead, in the operation's colour and line style."""
+    size = 0.075 + 0.014 * line_width
+    body = Path(np.array(path.vertices, dtype=float), path.codes)
+    body.vertices[-1] = body.vertices[-1] - np.array([size * 0.8, 0.0])  # a thick line must not outrun the tip
+    ax.add_patch(
+        PathPatch(body, facecolor="none", edgecolor=style.colour, linestyle=style.dashes, linewidth=line_width,
+                  alpha=alpha, capstyle="butt", zorder=zorder)
+    )  # fmt: skip
+    _draw_arrowhead(ax, path, style.colour, alpha, size, zorder)
+
+
+def input_names(inputs: int) -> list[str]:
+    """How the inputs of a cell are called in drawings: the cells that they come from."""
+    return [f"$c_{{k-{inputs - number}}}$" for number in range(inputs)]
+
+
+def draw_nodes(
+    ax: Axes, layout: DagLayout, *, nodes: int, inputs: int, removed: Iterable[int] = (), scale: float = 1.0
+) -> None:
+    """The inputs, the intermediate nodes, the output bar and the lines into it."""
+    for route in layout.output_routes.values():
+        path = curve(route, start=NODE / 2, end=OUTPUT_WIDTH / 2)
+        ax.add_patch(PathPatch(path, facecolor="none", edgecolor="#b4b4b4", linewidth=1.0 * scale, zorder=1))
+    names = input_names(inputs)
+    removed = set(removed)
+    for node, (x, y) in layout.nodes.items():
+        if node < inputs:
+            ax.add_patch(
+                FancyBboxPatch((x - INPUT_WIDTH / 2, y - NODE / 2), INPUT_WIDTH, NODE, linewidth=1.0 * scale,
+                               boxstyle="round,pad=0,rounding_size=0.06", facecolor="#ececec", edgecolor=INK, zorder=4)
+            )  # fmt: skip
+            ax.text(x, y, names[node], ha="center", va="center", fontsize=9 * scale, zorder=5, gid=f"node-{node}")
+        else:
+            gone = node in removed
+            ax.add_patch(
+                Circle((x, y), NODE / 2, facecolor="white", edgecolor=FAINT if gone else INK, zorder=4,
+                       linestyle=":" if gone else "-", linewidth=1.1 * scale)
+            )  # fmt: skip
+            ax.text(x, y - 0.004, str(node), ha="center", va="center", fontsize=9 * scale, zorder=5,
+                    color=FAINT if gone else INK, gid=f"node-{node}")  # fmt: skip
+    x, y = layout.output
+    ax.add_patch(
+        FancyBboxPatch((x - OUTPUT_WIDTH / 2, y - layout.output_height / 2), OUTPUT_WIDTH, layout.output_height,
+                       boxstyle="round,pad=0,rounding_size=0.06", facecolor="#ececec", edgecolor=INK,
+                       linewidth=1.0 * scale, zorder=4)
+    )  # fmt: skip
+    ax.text(x, y, "$c_k$", ha="center", va="center", fontsize=9 * scale, zorder=5, gid="output")
+
+
+def cell_axes(layout_size: tuple[float, float], ax: Axes | None, title: str | None) -> tuple[Axes, float]:
+    """Axes in which one unit is one inch of the layout, and the scale of its type (1 unless they are too small)."""
+    width, height = layout_size[0] + 2 * _MARGIN, layout_size[1] + 2 * _MARGIN
+    if ax is None:
+        top = 0.28 if title else 0.0
+        figure = Figure(figsize=(PAGE_WIDTH, height + top), layout="none")
+        ax = figure.add_axes((0.0, 0.0, 1.0, height / (height + top)))
+    box = ax.get_position()
+    parent = ax.get_figure(root=True) if hasattr(ax, "get_figure") else None
+    assert isinstance(parent, Figure)
+    full_width, full_height = parent.get_size_inches()
+    scale = min(1.0, box.width * full_width / width, box.height * full_height / height)
+    ax.set_xlim(-_MARGIN, width - _MARGIN)
+    ax.set_ylim(-_MARGIN, height - _MARGIN)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    if title:
+        ax.set_title(title, fontsize=10, pad=5)
+    return ax, scale
+
+
+@styled
+def draw_cell(
+    cell: CellGenotype,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    operation_labels: bool = True,
+    operations: Sequence[str] = (),
+) -> Figure:
+    """Draws a discrete cell from left to right, as wide as the page.
+
+    Inputs are ``c_{k-2}`` and ``c_{k-1}``, the output ``c_k`` gathers the nodes that are concatenated. A
+    node that no edge enters is drawn faint.
+
+    Args:
+        cell: what to draw.
+        ax: where to draw; a new figure without it. Type shrinks when the axes are too small for the cell.
+        title: shown above.
+        operation_labels: write each operation's name on its edge; without it, colour and line style say it.
+        operations: the names of the whole space, where unusual operations are to look alike in several figures.
+    """
+    width = PAGE_WIDTH - 2 * _MARGIN
+    layout, texts, points = _fit(cell, width, operation_labels)
+    ax, scale = cell_axes((width, layout.height), ax, title)
+    shift = (width - layout.width) / 2  # a shallow cell does not fill the page: centre it
+    left, right = ax.get_xlim()
+    ax.set_xlim(left - shift, right - shift)
+
+    known = operation_styles([*operations, *sorted({edge.operation for edge in cell.edges})])
+    connected = set(cell.connected())
+    draw_nodes(
+        ax, layout, nodes=cell.nodes, inputs=cell.inputs, scale=scale,
+        removed=[n for n in range(cell.inputs, cell.inputs + cell.nodes) if n not in connected],
+    )  # fmt: skip
+    pairs = [(edge.source, edge.target) for edge in cell.edges]
+    for number, path in enumerate(edge_paths(layout, pairs, cell.inputs)):
+        style = known[cell.edges[number].operation]
+        draw_edge(ax, path, style, line_width=1.5 * scale)
+        if not operation_labels:
+            continue
+        x, y = layout.labels[number]
+        wide, high = _pill_size(texts[number], points)
+        ax.add_patch(
+            FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, facecolor=style.tint, edgecolor=style.colour,
+                           boxstyle=f"round,pad=0,rounding_size={min(0.08, high / 2):.3f}", linewidth=0.9 * scale,
+                           zorder=6)
+        )  # fmt: skip
+        ax.text(x, y - 0.004, texts[number], ha="center", va="center", fontsize=points * scale, zorder=7,
+                linespacing=1.05, gid=f"operation-{number}")  # fmt: skip
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+@styled
+def draw_genotype(genotype: Genotype) -> Figure:
+    """Draws every cell of a genotype, one below the other, each under the name of its kind."""
+    operations = sorted(set(genotype.operations()))
+    width = PAGE_WIDTH - 2 * _MARGIN
+    heights = [_fit(cell, width, True)[0].height + 2 * _MARGIN for _, cell in genotype.cells]
+    title, between = 0.28, 0.12
+    total = sum(heights) + len(heights) * title + (len(heights) - 1) * between
+    figure = Figure(figsize=(PAGE_WIDTH, total), layout="none")
+    top = total
+    for (kind, cell), height in zip(genotype.cells, heights, strict=True):
+        top -= title + height
+        ax = figure.add_axes((0.0, top / total, 1.0, height / total))
+        draw_cell(cell, ax=ax, title=f"{kind} cell", operations=operations)
+        top -= between
+    return figure
+
+
+def cell_in_words(cell: CellGenotype) -> str:
+    """The cell as a sentence a node, for alt texts: "Node 2 adds sep 3×3 of c(k-2) and skip of c(k-1)."."""
+
+    def name(node: int) -> str:
+        return f"c(k-{cell.inputs - node})" if node < cell.inputs else f"node {node}"
+
+    sentences = []
+    for node in cell.connected():
+        terms = [f"{operation_label(edge.operation)} of {name(edge.source)}" for edge in cell.into(node)]
+        verb = "adds" if len(terms) > 1 else "is"
+        sentences.append(f"Node {node} {verb} {', '.join(terms[:-1])}{' and ' if terms[1:] else ''}{terms[-1]}.")
+    sentences.append(f"The output concatenates node{'s' if cell.output[1:] else ''} {', '.join(map(str, cell.output))}.")
+    return " ".join(sentences)

@@ -1,0 +1,86 @@
+"""Relaxations: from architecture parameters to coefficients, and back to a discrete cell.
+
+A relaxation owns the architecture parameters of one kind of cell and answers three questions. Every
+paper of the book that searches by gradients brings its own; DARTS' is the softmax.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import InvalidInput
+from nasbook.genotypes import ZERO, CellGenotype, Edge, Space
+
+
+class Relaxation(nn.Module, ABC):
+    """The architecture parameters of one kind of cell, and what they mean.
+
+    Rows are the edges of ``space.edges``, columns the candidates of ``space.operations``.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+
+    @abstractmethod
+    def coefficients(self) -> Float[Tensor, "edges operations"]:
+        """What to multiply each candidate's output by."""
+
+    @abstractmethod
+    def derive(self) -> CellGenotype:
+        """The discrete cell that the parameters mean now."""
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """What to add to the architecture loss: zero unless the paper has a term."""
+        return next(self.parameters()).new_zeros(())
+
+
+class SoftmaxRelaxation(Relaxation):
+    """DARTS: a softmax over the candidates of each edge (Eq. 2). ``alpha`` is α, (edges, operations).
+
+    Args:
+        space: the cell space.
+        scale: standard deviation of the initial α (DARTS: 1e-3), so that all candidates start equal.
+    """
+
+    def __init__(self, space: Space, scale: float = 1e-3) -> None:
+        super().__init__(space)
+        self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
+
+    def coefficients(self) -> Float[Tensor, "edges operations"]:
+        return self.alpha.softmax(dim=-1)  # Eq. 2
+
+    def derive(self) -> CellGenotype:
+        return strongest_edges(self.coefficients(), self.space)
+
+
+def strongest_edges(weights: Float[Tensor, "edges operations"], space: Space) -> CellGenotype:
+    """DARTS' derivation (§2.4): per node the k strongest edges, on each the strongest operation.
+
+    An edge is as strong as its best candidate; the zero operation never counts. Ties go to the lower
+    index, as in the authors' code. Give softmax weights: ranking raw α compares edges on different scales.
+
+    Raises:
+        InvalidInput: a weight is not finite, or the shape is not the space's.
+    """
+    if weights.shape != (len(space.edges), len(space.operations)):
+        raise InvalidInput(
+            f"weights must have shape ({len(space.edges)}, {len(space.operations)}) for this space, "
+            f"got {tuple(weights.shape)}."
+        )
+    if not bool(torch.isfinite(weights).all()):
+        raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
+    columns = [i for i, name in enumerate(space.operations) if name != ZERO]
+    table = weights.detach()[:, columns].tolist()
+    edges = []
+    for node in range(space.inputs, space.inputs + space.nodes):
+        rows = {source: table[row] for row, (source, target) in enumerate(space.edges) if target == node}
+        ranked = sorted(rows, key=lambda source: -max(rows[source]))  # stable: equal edges keep their order
+        for source in ranked[: space.kept(node)]:
+            best = rows[source].index(max(rows[source]))  # the first of equals
+            edges.append(Edge(source, node, space.choices[best]))
+    return CellGenotype(tuple(edges), space.nodes, space.inputs)

@@ -1,0 +1,90 @@
+"""The supernet: a stack of search cells that share one relaxation a kind of cell (DARTS §2.2, §3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import InvalidInput, require_positive
+from nasbook.genotypes import DARTS_SPACE, Genotype, Space
+from nasbook.networks import StemName, build_stem, stack_cells
+from nasbook.supernets.cells import SearchCell
+from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
+
+
+class SearchNetwork(nn.Module):
+    """A classifier that holds every candidate of the space.
+
+    With DARTS' space, 16 channels, 8 cells and 10 classes it has 1,930,618 weights. Architecture parameters
+    are not among them: :meth:`weights` and :meth:`architecture` are disjoint and together cover all
+    parameters.
+
+    Args:
+        space: the cell space.
+        channels: channels of the first cell's nodes, C.
+        cells: number of cells, L.
+        classes: number of classes.
+        in_channels: channels of the images.
+        stem: ``cifar`` (any image size) or ``imagenet`` (divides the size by 8 first).
+        relaxation: builds the relaxation of one kind of cell from the space.
+
+    Raises:
+        InvalidInput: sizes below 1, an unknown operation or stem, or a space that is not convolutional.
+    """
+
+    def __init__(
+        self,
+        space: Space = DARTS_SPACE,
+        channels: int = 16,
+        cells: int = 8,
+        classes: int = 10,
+        *,
+        in_channels: int = 3,
+        stem: StemName | str = "cifar",
+        relaxation: Callable[[Space], Relaxation] = SoftmaxRelaxation,
+    ) -> None:
+        super().__init__()
+        require_positive(channels=channels, cells=cells, classes=classes)
+        if space.inputs != 2:
+            raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
+        self.space = space
+        self.stem = build_stem(stem, in_channels, channels)
+        placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
+        self.cells = nn.ModuleList(SearchCell(space, placement) for placement in placements)
+        self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
+        self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})
+
+    def weights(self) -> Iterator[nn.Parameter]:
+        """Every parameter that is not an architecture parameter: w of Eq. 3 and 4."""
+        return (p for name, p in self.named_parameters() if not name.startswith("relaxations."))
+
+    def architecture(self) -> Iterator[nn.Parameter]:
+        """The architecture parameters: α of Eq. 3 and 4."""
+        return self.relaxations.parameters()
+
+    def coefficients(self) -> dict[str, Float[Tensor, "edges operations"]]:
+        """What every candidate is multiplied by, for each kind of cell."""
+        return {kind: _relaxation(module).coefficients() for kind, module in self.relaxations.items()}
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The sum of the relaxations' penalties, added to the architecture loss."""
+        return sum((_relaxation(m).penalty() for m in self.relaxations.values()), start=self.classifier.bias.new_zeros(()))
+
+    def genotype(self) -> Genotype:
+        """The discrete cells that the architecture parameters mean now."""
+        return Genotype({kind: _relaxation(module).derive() for kind, module in self.relaxations.items()})
+
+    def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
+        coefficients = self.coefficients()  # once a pass: all cells of a kind share them
+        older, newer = self.stem(images)
+        for cell in self.cells:
+            older, newer = newer, cell(older, newer, coefficients[cell.kind])
+        return self.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1))
+
+
+def _relaxation(module: nn.Module) -> Relaxation:
+    assert isinstance(module, Relaxation)  # for the type checker: ModuleDict forgets
+    return module

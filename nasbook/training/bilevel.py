@@ -1,0 +1,324 @@
+"""Bilevel updates: one step on the architecture, one on the weights (DARTS §2.3, Algorithm 1).
+
+The problem (Eq. 3, 4):  min_α L_val(w*(α), α)   with   w*(α) = argmin_w L_train(w, α).
+
+Every update here replaces w* by one step of gradient descent, w′ = w − ξ ∇_w L_train(w, α) (Eq. 5), and
+they differ in how much of the gradient through that step they keep:
+
+* :class:`FirstOrder` keeps none (ξ = 0);
+* :class:`SecondOrder` keeps it exactly, by a Hessian-vector product;
+* :class:`FiniteDifference` approximates that product by two more gradients, as DARTS does (Eq. 8).
+
+Symbols: ``weights`` is w, ``architecture`` is α, ``xi`` is ξ, ``vector`` is ∇_{w′} L_val(w′, α).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nasbook.errors import InvalidInput, require_positive
+
+Batch = tuple[Tensor, Tensor]
+"""Images and labels."""
+Gradients = tuple[Tensor, ...]
+
+
+class Supernet(Protocol):
+    """What an update needs of a network: two disjoint sets of parameters and a penalty on the second."""
+
+    def weights(self) -> Iterator[nn.Parameter]: ...
+
+    def architecture(self) -> Iterator[nn.Parameter]: ...
+
+    def penalty(self) -> Float[Tensor, ""]: ...
+
+
+class ArchitectureGradient(NamedTuple):
+    """The gradient for the architecture optimiser, and what was computed on the way."""
+
+    gradients: Gradients
+    """One tensor for each architecture parameter."""
+    loss: Float[Tensor, ""]
+    """Validation loss without the penalty, detached."""
+    outputs: Tensor
+    """The network's outputs on the validation batch, detached."""
+
+
+class StepResult(NamedTuple):
+    """What one step saw; tensors stay on the device, so that reading them is the caller's choice."""
+
+    train_loss: Float[Tensor, ""]
+    train_outputs: Tensor
+    validation_loss: Float[Tensor, ""]
+    validation_outputs: Tensor
+
+
+@contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Within the block, batch norms in training mode normalise by the batch and leave their buffers alone.
+
+    An architecture step evaluates the network on other data, and at other weights, than the weights' own
+    step does; the running statistics must not see it.
+    """
+    tracking = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+class BilevelUpdate(ABC):
+    """One alternation of Algorithm 1: α by its own optimiser on validation data, then w on training data.
+
+    Args:
+        network: an ``nn.Module`` with ``weights()``, ``architecture()`` and ``penalty()``.
+        weight_optimizer: holds exactly the network's weights.
+        architecture_optimizer: holds exactly its architecture parameters.
+        loss: (outputs, targets) → scalar.
+        clip: largest norm of the weights' gradient (DARTS: 5); the architecture's is not clipped.
+
+    Raises:
+        InvalidInput: an optimiser holds other parameters than it should. A weight optimiser that also
+            holds α would decay it, clip it and train it on training data, without any visible sign.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weight_optimizer: torch.optim.Optimizer,
+        architecture_optimizer: torch.optim.Optimizer,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        clip: float = 5.0,
+    ) -> None:
+        require_positive(clip=clip)
+        self.network = network
+        self.weights = tuple(network.weights())  # type: ignore[operator]
+        self.architecture = tuple(network.architecture())  # type: ignore[operator]
+        _check_parameters("weight_optimizer", weight_optimizer, self.weights)
+        _check_parameters("architecture_optimizer", architecture_optimizer, self.architecture)
+        self.weight_optimizer = weight_optimizer
+        self.architecture_optimizer = architecture_optimizer
+        self.loss = loss
+        self.clip = clip
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self._weight_names = tuple(names[id(weight)] for weight in self.weights)
+
+    @abstractmethod
+    def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
+        """The gradient of the validation loss and the penalty with respect to α. Changes nothing."""
+
+    def step(self, train: Batch, validation: Batch) -> StepResult:
+        """One step on the architecture, then one on the weights."""
+        result = self.architecture_gradient(train, validation)
+        for parameter, gradient in zip(self.architecture, result.gradients, strict=True):
+            parameter.grad = gradient
+        self.architecture_optimizer.step()
+        self.architecture_optimizer.zero_grad()
+
+        outputs = self.network(train[0])
+        loss = self.loss(outputs, train[1])
+        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        for parameter, weight_gradient in zip(self.weights, gradients, strict=True):
+            parameter.grad = weight_gradient
+        nn.utils.clip_grad_norm_(self.weights, self.clip)
+        self.weight_optimizer.step()
+        self.weight_optimizer.zero_grad()
+        return StepResult(loss.detach(), outputs.detach(), result.loss, result.outputs)
+
+    def _loss_at(self, weights: tuple[Tensor, ...] | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and outputs at other weights than the network's own (None: at its own)."""
+        if weights is None:
+            outputs = self.network(batch[0])
+        else:
+            outputs = functional_call(self.network, dict(zip(self._weight_names, weights, strict=True)), batch[0])
+        return self.loss(outputs, batch[1]), outputs
+
+
+class FirstOrder(BilevelUpdate):
+    """∇_α L_val(w, α): the current weights stand for the best ones (ξ = 0, the end of §2.3)."""
+
+    def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
+        with kept_statistics(self.network):
+            loss, outputs = self._loss_at(None, validation)
+        total = loss + self.network.penalty()  # type: ignore[operator]
+        return ArchitectureGradient(_grad(total, self.architecture), loss.detach(), outputs.detach())
+
+
+class UnrolledUpdate(BilevelUpdate):
+    """The gradient through one unrolled step (Eq. 6, 7):
+
+    ∇_α L_val(w′, α) − ξ ∇²_{α,w} L_train(w, α) ∇_{w′} L_val(w′, α).
+
+    The unrolled step is the optimiser's own, with its momentum and weight decay (both independent of α),
+    but without clipping, as in the authors' code.
+
+    Args:
+        xi: ξ, the length of the unrolled step; None takes the weight optimiser's current learning rate.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weight_optimizer: torch.optim.Optimizer,
+        architecture_optimizer: torch.optim.Optimizer,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        clip: float = 5.0,
+        xi: float | None = None,
+    ) -> None:
+        super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip)
+        if not isinstance(weight_optimizer, torch.optim.SGD):
+            raise InvalidInput(
+                f"An unrolled step repeats torch.optim.SGD's; the weight optimiser is {type(weight_optimizer).__name__}."
+            )
+        self.xi = xi
+
+    @abstractmethod
+    def train_gradient(self, train: Batch) -> tuple[Gradients, Callable[[Gradients], Gradients]]:
+        """∇_w L_train(w, α), and the function v ↦ ∇²_{α,w} L_train(w, α)·v."""
+
+    def unrolled_weights(self, gradients: Gradients) -> Gradients:
+        """w′ of Eq. 5, detached, ready to be differentiated by."""
+        unrolled = []
+        for group in self.weight_optimizer.param_groups:
+            xi = group["lr"] if self.xi is None else self.xi
+            for weight in group["params"]:
+                gradient = gradients[len(unrolled)].detach()
+                buffer = self.weight_optimizer.state[weight].get("momentum_buffer")
+                velocity = 0 if buffer is None else group["momentum"] * buffer
+                step = velocity + gradient + group["weight_decay"] * weight.detach()
+                unrolled.append((weight.detach() - xi * step).requires_grad_())
+        return tuple(unrolled)
+
+    def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
+        xi = self.weight_optimizer.param_groups[0]["lr"] if self.xi is None else self.xi
+        with kept_statistics(self.network):
+            gradients, hessian_vector_product = self.train_gradient(train)
+            unrolled = self.unrolled_weights(gradients)
+            loss, outputs = self._loss_at(unrolled, validation)
+            total = loss + self.network.penalty()  # type: ignore[operator]
+            both = _grad(total, (*self.architecture, *unrolled))
+            direct, vector = both[: len(self.architecture)], both[len(self.architecture) :]
+            implicit = hessian_vector_product(vector)
+        combined = tuple(d - xi * i for d, i in zip(direct, implicit, strict=True))  # Eq. 7
+        return ArchitectureGradient(combined, loss.detach(), outputs.detach())
+
+
+class SecondOrder(UnrolledUpdate):
+    """The exact product, by differentiating ∇_w L_train · v once more (Pearlmutter's way)."""
+
+    def train_gradient(self, train: Batch) -> tuple[Gradients, Callable[[Gradients], Gradients]]:
+        loss, _ = self._loss_at(None, train)
+        gradients = _grad(loss, self.weights, create_graph=True)
+
+        def hessian_vector_product(vector: Gradients) -> Gradients:
+            pairs = [(g, v) for g, v in zip(gradients, vector, strict=True) if g.requires_grad]
+            if not pairs:  # the training gradient does not depend on α at all
+                return tuple(torch.zeros_like(parameter) for parameter in self.architecture)
+            roots, seeds = zip(*pairs, strict=True)
+            return torch.autograd.grad(roots, self.architecture, seeds, materialize_grads=True)
+
+        return gradients, hessian_vector_product
+
+
+class FiniteDifference(UnrolledUpdate):
+    """DARTS' central difference (Eq. 8): (∇_α L_train(w⁺, α) − ∇_α L_train(w⁻, α)) / 2ε, w± = w ± εv.
+
+    Args:
+        r: ε = r/‖v‖; the authors take 0.01. On networks with ReLU and max pooling the loss has kinks, and
+            the error at that r is large; see Chapter 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weight_optimizer: torch.optim.Optimizer,
+        architecture_optimizer: torch.optim.Optimizer,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        clip: float = 5.0,
+        xi: float | None = None,
+        r: float = 1e-2,
+    ) -> None:
+        super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip, xi=xi)
+        require_positive(r=r)
+        self.r = r
+
+    def train_gradient(self, train: Batch) -> tuple[Gradients, Callable[[Gradients], Gradients]]:
+        loss, _ = self._loss_at(None, train)
+        return _grad(loss, self.weights), lambda vector: self._central_difference(train, vector)
+
+    def _central_difference(self, train: Batch, vector: Gradients) -> Gradients:
+        norm = torch.stack([v.norm() for v in vector]).norm()
+        epsilon = self.r / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+        def gradient(sign: int) -> Gradients:
+            moved = tuple(w.detach() + sign * epsilon * v for w, v in zip(self.weights, vector, strict=True))
+            return _grad(self._loss_at(moved, train)[0], self.architecture)
+
+        return tuple((plus - minus) / (2 * epsilon) for plus, minus in zip(gradient(1), gradient(-1), strict=True))
+
+
+class ToyProblem(nn.Module):
+    """DARTS' example with one weight and one architecture parameter (§2.3, Fig. 2).
+
+    L_train(w, α) = w² − 2αw + α²,   L_val(w, α) = αw − 2α + 1.
+
+    The inner problem's solution is w*(α) = α, so the bilevel optimum is α = w = 1. From (α, w) = (2, −2) an
+    unrolled search converges to α = w = 2/(1 + 2ξ): the optimum at ξ = 1/2.
+    """
+
+    train_batch = (torch.tensor(1.0), torch.tensor(0.0))
+    validation_batch = (torch.tensor(0.0), torch.tensor(0.0))
+
+    def __init__(self, alpha: float = 2.0, w: float = -2.0, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha, dtype=dtype))
+        self.w = nn.Parameter(torch.tensor(w, dtype=dtype))
+
+    def weights(self) -> Iterator[nn.Parameter]:
+        yield self.w
+
+    def architecture(self) -> Iterator[nn.Parameter]:
+        yield self.alpha
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return torch.zeros_like(self.alpha)
+
+    def forward(self, training: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The training loss for 1, the validation loss for 0: the "network" is its own loss."""
+        train_loss = self.w**2 - 2 * self.alpha * self.w + self.alpha**2
+        validation_loss = self.alpha * self.w - 2 * self.alpha + 1
+        return torch.where(training > 0, train_loss, validation_loss)
+
+    @staticmethod
+    def loss(outputs: Float[Tensor, ""], _: Tensor) -> Float[Tensor, ""]:
+        """The loss to give to an update: the outputs as they are."""
+        return outputs
+
+
+def _grad(loss: Tensor, parameters: tuple[Tensor, ...], create_graph: bool = False) -> Gradients:
+    return torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
+
+
+def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: tuple[nn.Parameter, ...]) -> None:
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    if held != [id(parameter) for parameter in expected]:
+        kind = "weights()" if name == "weight_optimizer" else "architecture()"
+        raise InvalidInput(
+            f"{name} holds {len(held)} parameters, but the network's {kind} are {len(expected)}; "
+            f"give it network.{kind} and nothing else."
+        )
