@@ -1,0 +1,36 @@
+"""Search methods, one file a paper; each has a ``Config`` and a ``Search`` (Chapter 1 on).
+
+Drive a search with ``for report in search.epochs()``; ask it for ``result()`` at the end.
+"""
+
+from types import ModuleType
+
+from nasbook.errors import unknown_name
+from nasbook.methods import darts, random_search
+from nasbook.methods.search import GradientSearch, SearchReport, SearchResult, configure
+
+METHODS: dict[str, ModuleType] = {"darts": darts, "random-search": random_search}
+"""The modules of all methods by the names that the command line takes."""
+
+
+def get_method(name: str) -> ModuleType:
+    """The module of a method, with its ``Config`` and ``Search``.
+
+    Raises:
+        InvalidInput: there is no such method; the message has the nearest names.
+    """
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "GradientSearch",
+    "SearchReport",
+    "SearchResult",
+    "configure",
+    "darts",
+    "get_method",
+    "random_search",
+]

@@ -1,0 +1,115 @@
+"""DARTS: differentiable architecture search (Liu, Simonyan & Yang, ICLR 2019).
+
+Chapter 1. The machine as it is: a softmax over the candidates (Eq. 2), a bilevel problem (Eq. 3, 4) whose
+inner solution is one gradient step (Eq. 5), first order or second order (Eq. 7), and the two strongest
+edges of every node at the end (§2.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from nasbook.data import ImageData
+from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.genotypes import DARTS_SPACE, Space
+from nasbook.methods.search import GradientSearch
+from nasbook.networks import StemName
+from nasbook.supernets import SearchNetwork
+from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, SecondOrder
+
+UPDATES: dict[str, type[BilevelUpdate]] = {
+    "first-order": FirstOrder,
+    "second-order": SecondOrder,
+    "finite-difference": FiniteDifference,
+}
+"""The three forms of the architecture gradient, by name."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How DARTS searches. Defaults are the paper's for CIFAR-10 (appendix A.1)."""
+
+    epochs: int = 50
+    """Passes over the training share."""
+    batch_size: int = 64
+    """Images a step, of each share."""
+    channels: int = 16
+    """Channels of the first cell's nodes, C."""
+    cells: int = 8
+    """Number of cells, L."""
+    stem: StemName = "cifar"
+    """``cifar`` keeps the resolution, ``imagenet`` divides it by 8."""
+    order: Literal["first-order", "second-order", "finite-difference"] = "second-order"
+    """Form of the architecture gradient: ξ = 0, the exact product, or DARTS' approximation of it."""
+    learning_rate: float = 0.025
+    """Of the weights' SGD at the start; also ξ, as it anneals."""
+    final_learning_rate: float = 0.001
+    """Of the weights' SGD at the end of the cosine."""
+    momentum: float = 0.9
+    """Of the weights' SGD."""
+    weight_decay: float = 3e-4
+    """Of the weights' SGD, as L2."""
+    clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    architecture_learning_rate: float = 3e-4
+    """Of Adam on α; its β are (0.5, 0.999)."""
+    architecture_weight_decay: float = 1e-3
+    """Of Adam on α, as L2."""
+    train_share: float = 0.5
+    """Share of the training images for w; the rest is for α."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            channels=self.channels,
+            cells=self.cells,
+            learning_rate=self.learning_rate,
+            clip=self.clip,
+            architecture_learning_rate=self.architecture_learning_rate,
+        )
+        for name in ("final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 < self.train_share < 1:
+            raise InvalidInput(f"train_share must be between 0 and 1, got {self.train_share}.")
+        if self.order not in UPDATES:
+            raise unknown_name("order", self.order, UPDATES)
+
+
+class Search(GradientSearch):
+    """DARTS on one data set; see :class:`~nasbook.methods.GradientSearch` for the arguments."""
+
+    method: ClassVar[str] = "darts"
+    config: Config
+
+    def __init__(self, config: Config, data: ImageData, space: Space = DARTS_SPACE, seed: int = 0) -> None:
+        super().__init__(config, data, space, seed)
+
+    def build_network(self) -> SearchNetwork:
+        return SearchNetwork(
+            self.space,
+            self.config.channels,
+            self.config.cells,
+            self.data.classes,
+            in_channels=self.data.channels,
+            stem=self.config.stem,
+        )
+
+    def build_update(self) -> BilevelUpdate:
+        weight_optimizer = torch.optim.SGD(
+            self.network.weights(),
+            self.config.learning_rate,
+            self.config.momentum,
+            weight_decay=self.config.weight_decay,
+        )
+        architecture_optimizer = torch.optim.Adam(
+            self.network.architecture(),
+            self.config.architecture_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=self.config.architecture_weight_decay,
+        )
+        return UPDATES[self.config.order](self.network, weight_optimizer, architecture_optimizer, clip=self.config.clip)

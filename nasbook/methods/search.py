@@ -1,0 +1,183 @@
+"""What all searches share: the registry, the result, and the loop of the gradient-based ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nasbook.data import ImageData, Loader
+from nasbook.errors import unknown_name
+from nasbook.genotypes import Genotype, Space
+from nasbook.seeding import fold_seed
+from nasbook.supernets import SearchNetwork
+from nasbook.training import BilevelUpdate, EpochReport, Run, accuracy, check_classes, cosine
+
+
+@dataclass(frozen=True)
+class SearchReport(EpochReport):
+    """What one epoch of a search measured, and which cells it would give if it ended here."""
+
+    genotype: Genotype
+    """The derived cells."""
+    coefficients: dict[str, Float[Tensor, "edges operations"]]
+    """What every candidate is multiplied by, for each kind of cell; on the CPU. Empty for discrete searches."""
+
+    def to_state(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(EpochReport)}
+        return {**plain, "genotype": self.genotype.to_json(), "coefficients": dict(self.coefficients)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> SearchReport:
+        coefficients = {kind: value.cpu() for kind, value in state["coefficients"].items()}
+        return cls(**{**state, "genotype": Genotype.from_json(state["genotype"]), "coefficients": coefficients})
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer of a search, and the way there."""
+
+    genotype: Genotype
+    """The chosen cells."""
+    history: tuple[SearchReport, ...]
+    """One report an epoch."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs."""
+        return sum(report.seconds for report in self.history)
+
+
+class GradientSearch(Run, ABC):
+    """A supernet trained by a bilevel update, epoch by epoch: the loop of every differentiable method.
+
+    A method says how its network and its update are built, and what changes from epoch to epoch.
+
+    Args:
+        config: the method's configuration; this class reads ``epochs``, ``batch_size``, ``learning_rate``,
+            ``final_learning_rate`` and ``train_share``.
+        data: images on the device to search on. Test images are not touched.
+        space: the cell space.
+        seed: of initial parameters, data order and augmentation.
+    """
+
+    method: ClassVar[str]
+    report_type: ClassVar[type[EpochReport]] = SearchReport
+    measurements: ClassVar[tuple[str, ...]] = (
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+    )
+
+    def __init__(self, config: Any, data: ImageData, space: Space, seed: int = 0) -> None:
+        self.config = config
+        self.data = data
+        self.space = space
+        device = data.train_images.device
+        with torch.random.fork_rng():  # the caller's generator is left where it was
+            torch.manual_seed(fold_seed(seed, "initial parameters"))
+            self.network = self.build_network().to(device)
+        check_classes(self.network, data)
+        halves = data.split((config.train_share, 1 - config.train_share), seed=fold_seed(seed, "split"))
+        self.loaders = tuple(
+            Loader(
+                data.train_images[indices],
+                data.train_labels[indices],
+                config.batch_size,
+                mean=data.mean,
+                std=data.std,
+                augmentation=data.augmentation,
+                seed=fold_seed(seed, stream),
+            )
+            for indices, stream in zip(halves, ("train", "validation"), strict=True)
+        )
+        super().__init__(config.epochs, len(self.loaders[0]), seed, device)
+        self.update = self.build_update()
+
+    @abstractmethod
+    def build_network(self) -> SearchNetwork:
+        """The supernet; called once, under the seed of the initial parameters."""
+
+    @abstractmethod
+    def build_update(self) -> BilevelUpdate:
+        """The update, with both optimisers."""
+
+    def begin_epoch(self) -> None:
+        """Anneals the weights' learning rate by a cosine over the epochs."""
+        rate = cosine(self.config.learning_rate, self.config.final_learning_rate, self.epoch / self.total_epochs)
+        for group in self.update.weight_optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+
+    def run_step(self, index: int) -> Sequence[Tensor]:
+        train, validation = (loader.batch(index) for loader in self.loaders)
+        result = self.update.step(train, validation)
+        return (
+            result.train_loss,
+            accuracy(result.train_outputs, train[1]),
+            result.validation_loss,
+            accuracy(result.validation_outputs, validation[1]),
+        )
+
+    def report(self, means: dict[str, float]) -> SearchReport:
+        with torch.no_grad():
+            coefficients = {kind: value.cpu() for kind, value in self.network.coefficients().items()}
+        rate = self.update.weight_optimizer.param_groups[0]["lr"]
+        return SearchReport(
+            self.epoch + 1,
+            **means,
+            learning_rate=rate,
+            seconds=self._seconds,
+            genotype=self.network.genotype(),
+            coefficients=coefficients,
+        )
+
+    def result(self) -> SearchResult:
+        """The cells that the search means now, and its history."""
+        return SearchResult(self.network.genotype(), tuple(self.history))
+
+    def header(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "space": describe_space(self.space),
+            "config": asdict(self.config),
+            "data": self.data.checksum,
+            "seed": self.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "network": self.network.state_dict(),
+            "weight_optimizer": self.update.weight_optimizer.state_dict(),
+            "architecture_optimizer": self.update.architecture_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])
+        self.update.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.update.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+
+
+def describe_space(space: Space) -> dict[str, Any]:
+    """A space as plain values that survive a checkpoint and compare by value."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()}
+
+
+ConfigType = TypeVar("ConfigType")
+
+
+def configure(config_type: type[ConfigType], **values: Any) -> ConfigType:
+    """Builds a configuration from keywords and refuses unknown ones, with the nearest valid names."""
+    known = [f.name for f in fields(config_type)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise unknown_name(f"field of {config_type.__module__.rsplit('.', 1)[-1]}'s configuration", name, known)
+    return config_type(**values)

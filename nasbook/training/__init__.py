@@ -1,0 +1,53 @@
+"""Training: bilevel updates, runs that resume, checkpoints (Chapter 1)."""
+
+from nasbook.training.bilevel import (
+    ArchitectureGradient,
+    Batch,
+    BilevelUpdate,
+    FiniteDifference,
+    FirstOrder,
+    SecondOrder,
+    StepResult,
+    Supernet,
+    ToyProblem,
+    UnrolledUpdate,
+    kept_statistics,
+)
+from nasbook.training.checkpoints import (
+    load_checkpoint,
+    random_state,
+    read_checkpoint,
+    restore_random_state,
+    save_checkpoint,
+)
+from nasbook.training.fit import Fit, FitConfig, check_classes, evaluate, fit
+from nasbook.training.run import EpochReport, Resumable, Run, accuracy, cosine
+
+__all__ = [
+    "ArchitectureGradient",
+    "Batch",
+    "BilevelUpdate",
+    "EpochReport",
+    "FiniteDifference",
+    "FirstOrder",
+    "Fit",
+    "FitConfig",
+    "Resumable",
+    "Run",
+    "SecondOrder",
+    "StepResult",
+    "Supernet",
+    "ToyProblem",
+    "UnrolledUpdate",
+    "accuracy",
+    "check_classes",
+    "cosine",
+    "evaluate",
+    "fit",
+    "kept_statistics",
+    "load_checkpoint",
+    "random_state",
+    "read_checkpoint",
+    "restore_random_state",
+    "save_checkpoint",
+]

@@ -1,0 +1,115 @@
+"""Checkpoints: everything that a run needs to go on to the same bits, in one file, without pickled code.
+
+The file is torch's zip format, restricted to tensors and plain containers, so that it loads with
+``weights_only=True``. It opens with a header that says what wrote it; a run refuses a checkpoint whose
+header differs from its own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nasbook.errors import CheckpointError, InvalidInput
+from nasbook.files import whole_file
+
+FORMAT = "nasbook.checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(path: str | os.PathLike[str], header: Mapping[str, Any], state: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        path: where; the folder is made if needed.
+        header: what the run is (method, space, configuration, data); compared when it is loaded.
+        state: tensors, numbers, strings, and lists and dictionaries of them.
+
+    Raises:
+        CheckpointError: the file system refuses; the earlier checkpoint is then unchanged.
+    """
+    try:
+        with whole_file(path) as file:
+            torch.save({"format": FORMAT, "version": VERSION, "header": dict(header), "state": dict(state)}, file)
+    except InvalidInput as error:
+        raise CheckpointError(str(error)) from error
+    except RuntimeError as error:  # torch wraps a failed write (a full disk) in a RuntimeError of its own
+        kept = "the earlier checkpoint is unchanged" if Path(path).is_file() else "no file was left there"
+        raise CheckpointError(f"Can't write {path}: {str(error).splitlines()[0]}; {kept}.") from error
+    return Path(path)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], header: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Reads the state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another version, or of another run; the message
+            names the first entry of the header that differs.
+    """
+    content = read_checkpoint(path, device)
+    for name, expected in header.items():
+        got = content["header"].get(name)
+        if got != expected:
+            raise CheckpointError(
+                f"{path} is of another run: its {name} is {_short(got)}, this run's is {_short(expected)}. "
+                f"Give the same options as then, or another --out."
+            )
+    return content["state"]
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The whole checkpoint, ``header`` and ``state``, without comparing the header."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file fails in torch, zipfile or the unpickler, each with its own type
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint (damaged or not written by nasbook). "
+            f"Delete it to start afresh. First cause: {str(error).splitlines()[0][:120]}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by nasbook.")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {content.get('version')}, this nasbook reads version {VERSION}."
+        )
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator: Python, NumPy, torch on the CPU and on each CUDA device."""
+    version, internal, gauss = random.getstate()
+    # The legacy form is a tuple (name, keys, position, has_gauss, cached).
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Sets every global generator to what :func:`random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

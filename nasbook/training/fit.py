@@ -1,0 +1,221 @@
+"""Training a network from scratch: how a derived network is evaluated (DARTS §3.2, appendix A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from nasbook.data import ImageData, Loader, evaluation_batches
+from nasbook.errors import InvalidInput, require_positive
+from nasbook.networks import AuxiliaryOutput, DerivedNetwork
+from nasbook.training.run import EpochReport, Run, accuracy, cosine
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a derived network is trained. Defaults are DARTS' for CIFAR-10."""
+
+    epochs: int = 600
+    """Passes over the training images."""
+    batch_size: int = 96
+    """Images a step."""
+    learning_rate: float = 0.025
+    """Of SGD, at the start; annealed to 0 by a cosine, epoch by epoch."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 3e-4
+    """Of SGD, as L2."""
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    drop_path: float = 0.2
+    """Drop rate of edges at the last epoch; it rises linearly from 0."""
+    cutout: int = 16
+    """Side of the square that cutout erases, in pixels; 0 for none."""
+    auxiliary_weight: float = 0.4
+    """Weight of the auxiliary head's loss, where the network has one."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations on the held-out images; the last epoch is always evaluated."""
+    mixed_precision: bool = True
+    """bfloat16 autocast on CUDA; ignored on a CPU."""
+    channels_last: bool = True
+    """Keeps tensors in channels-last order on CUDA; ignored on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            clip=self.clip,
+            evaluate_every=self.evaluate_every,
+        )
+        for name in ("momentum", "weight_decay", "cutout", "auxiliary_weight", "drop_path"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.drop_path >= 1:
+            raise InvalidInput(f"drop_path must be below 1, got {self.drop_path}.")
+
+
+class Fit(Run):
+    """Trains a network on a data set's training images and evaluates it on held-out ones.
+
+    Args:
+        network: returns logits, or an :class:`~nasbook.networks.AuxiliaryOutput` in training mode; moved to
+            ``data``'s device.
+        data: images on the device to train on.
+        config: how to train.
+        seed: of data order, augmentation and drop path. The initial weights are the caller's.
+        train_indices: which training images to use; None for all.
+        held_out: ``test`` evaluates on the test images, an index tensor on those training images
+            (choosing between networks must not look at test data).
+    """
+
+    measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: ImageData,
+        config: FitConfig = FitConfig(),  # noqa: B008 -- frozen
+        *,
+        seed: int = 0,
+        train_indices: Int64[Tensor, " n"] | None = None,
+        held_out: Int64[Tensor, " m"] | None = None,
+    ) -> None:
+        device = data.train_images.device
+        cuda = device.type == "cuda"
+        self.config = config
+        self.data = data
+        self.network = network.to(device)
+        if cuda and config.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_classes(network, data)
+        images, labels = data.train_images, data.train_labels
+        if train_indices is not None:
+            images, labels = images[train_indices], labels[train_indices]
+        self.loader = Loader(
+            images,
+            labels,
+            config.batch_size,
+            mean=data.mean,
+            std=data.std,
+            augmentation=replace(data.augmentation, cutout=config.cutout),
+            seed=seed,
+        )
+        super().__init__(config.epochs, len(self.loader), seed, device)
+        self._held_out = (
+            (data.test_images, data.test_labels)
+            if held_out is None
+            else (data.train_images[held_out], data.train_labels[held_out])
+        )
+        self._evaluated = "test" if held_out is None else f"{len(held_out)} training images"
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
+        )
+        self._autocast = cuda and config.mixed_precision
+
+    def begin_epoch(self) -> None:
+        progress = self.epoch / self.total_epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(self.config.learning_rate, 0.0, progress)
+        if isinstance(self.network, DerivedNetwork):
+            self.network.set_drop_path(self.config.drop_path * progress)
+        self.network.train()
+
+    def run_step(self, index: int) -> Sequence[Tensor]:
+        images, labels = self.loader.batch(index)
+        with self._precision():
+            output = self.network(images)
+            auxiliary = None
+            if isinstance(output, AuxiliaryOutput):
+                output, auxiliary = output
+            loss = F.cross_entropy(output, labels)
+            total = loss if auxiliary is None else loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+        self.optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        return loss, accuracy(output, labels)
+
+    def report(self, means: dict[str, float]) -> EpochReport:
+        last = self.epoch + 1 == self.total_epochs
+        if last or (self.epoch + 1) % self.config.evaluate_every == 0:
+            with self._precision():
+                loss, correct = evaluate(self.network, *self._held_out, self.data)
+        else:
+            loss = correct = float("nan")
+        rate = self.optimizer.param_groups[0]["lr"]
+        return EpochReport(self.epoch + 1, **means, validation_loss=loss, validation_accuracy=correct,
+                           learning_rate=rate, seconds=self._seconds)
+
+    def header(self) -> dict[str, Any]:
+        genotype = getattr(self.network, "genotype", None)
+        return {
+            "method": "fit",
+            "network": type(self.network).__name__,
+            "genotype": genotype.to_json() if genotype is not None else "",
+            "shapes": [list(parameter.shape) for parameter in self.network.parameters()],
+            "config": asdict(self.config),
+            "data": self.data.checksum,
+            "evaluated": self._evaluated,
+            "seed": self.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
+
+
+def fit(
+    network: nn.Module,
+    data: ImageData,
+    config: FitConfig = FitConfig(),  # noqa: B008 -- frozen
+    *,
+    seed: int = 0,
+    train_indices: Int64[Tensor, " n"] | None = None,
+    held_out: Int64[Tensor, " m"] | None = None,
+) -> list[EpochReport]:
+    """Trains to the end and returns the reports; see :class:`Fit` for the arguments."""
+    return list(Fit(network, data, config, seed=seed, train_indices=train_indices, held_out=held_out).epochs())
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, images: Tensor, labels: Tensor, data: ImageData, batch_size: int = 512
+) -> tuple[float, float]:
+    """Mean cross entropy and accuracy in evaluation mode; the network's mode is put back."""
+    training = network.training
+    network.eval()
+    loss = images.new_zeros((), dtype=torch.float32)
+    correct = images.new_zeros((), dtype=torch.float32)
+    try:
+        for batch, targets in evaluation_batches(images, labels, batch_size, data.mean, data.std):
+            logits = network(batch).float()
+            loss += F.cross_entropy(logits, targets, reduction="sum")
+            correct += (logits.argmax(-1) == targets).sum()
+    finally:
+        network.train(training)
+    return float(loss) / len(images), float(correct) / len(images)
+
+
+def check_classes(network: nn.Module, data: ImageData) -> None:
+    """Raises :class:`InvalidInput` unless the network's classifier has the data set's number of classes."""
+    classifier = getattr(network, "classifier", None)
+    if isinstance(classifier, nn.Linear) and classifier.out_features != data.classes:
+        raise InvalidInput(
+            f"The network has {classifier.out_features} classes, {data.name} has {data.classes}; "
+            f"build it with classes={data.classes}."
+        )

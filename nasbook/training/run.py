@@ -1,0 +1,245 @@
+"""The run: a loop of epochs and steps that can stop after any step and go on to the same bits.
+
+Searches and trainings share it. A subclass says what a step does and what an epoch reports; everything
+about order, interruption, divergence, randomness and state is here.
+
+Nothing in a step waits for the device: what a step measured goes into a row of a tensor, which is read when an
+epoch ends (or by a progress bar, now and then).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nasbook.errors import TrainingDiverged, require_positive
+from nasbook.seeding import fold_seed, seed_everything
+from nasbook.training.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch measured. Accuracies and losses are means over the epoch's steps or samples."""
+
+    epoch: int
+    """1 for the first."""
+    train_loss: float
+    """Cross entropy on the training batches, as seen while training."""
+    train_accuracy: float
+    """Share of training images classified right, 0..1."""
+    validation_loss: float
+    """Cross entropy on validation data."""
+    validation_accuracy: float
+    """Share of validation images classified right, 0..1."""
+    learning_rate: float
+    """The weights' learning rate in this epoch."""
+    seconds: float
+    """Wall time of the epoch."""
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> EpochReport:
+        """The inverse of :meth:`to_state`."""
+        return cls(**state)
+
+
+class Resumable(ABC):
+    """Something that goes on in epochs, can stop after any step and resumes to the same bits.
+
+    Drive it with ``for report in run.epochs()``. Between two reports, and after :meth:`stop`, its
+    :meth:`state_dict` is a checkpoint from which another object, built with the same arguments, goes on
+    exactly as this one would have.
+    """
+
+    total_epochs: int
+    """Epochs from beginning to end."""
+    steps_per_epoch: int
+    """Steps of every epoch."""
+    epoch: int
+    """Finished epochs."""
+    step: int
+    """Finished steps of the current epoch."""
+    history: list[Any]
+    """One report a finished epoch."""
+    on_step: Callable[[Resumable], None] | None = None
+    """Called after every step; a progress bar."""
+
+    @abstractmethod
+    def epochs(self) -> Iterator[Any]:
+        """Runs to the end, or until :meth:`stop`, and yields a report after every epoch.
+
+        Raises:
+            TrainingDiverged: a loss is not finite; the message names the epoch and the step.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends :meth:`epochs` after the step that is running; safe to call from a signal handler."""
+
+    @abstractmethod
+    def means(self) -> dict[str, float]:
+        """The means of the current epoch's measurements so far. Waits for the device.
+
+        Raises:
+            TrainingDiverged: the loss of a step is not finite.
+        """
+
+    @abstractmethod
+    def header(self) -> dict[str, Any]:
+        """What the run is; a checkpoint of another header is refused."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes as the run goes on. Call between reports or after :meth:`stop`."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` returned, the global generators included."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done."""
+        return self.epoch >= self.total_epochs
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checkpoint, whole or not at all.
+
+        Raises:
+            CheckpointError: the file system refuses; an earlier checkpoint is then unchanged.
+        """
+        save_checkpoint(path, self.header(), self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a checkpoint that a run with the same header saved.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of another version or of another run.
+        """
+        self.load_state_dict(load_checkpoint(path, self.header()))
+
+
+class Run(Resumable):
+    """Epochs of steps on one network.
+
+    Args:
+        epochs: how many there are in all.
+        steps: how many steps an epoch has.
+        seed: of every random stream of the run.
+        device: where the step's measurements are kept.
+    """
+
+    report_type: ClassVar[type[EpochReport]] = EpochReport
+    measurements: ClassVar[tuple[str, ...]]
+    """Names of the columns that :meth:`run_step` measures; the first is the loss that must stay finite."""
+
+    def __init__(self, epochs: int, steps: int, seed: int, device: torch.device | str) -> None:
+        require_positive(epochs=epochs, steps=steps)
+        self.total_epochs = epochs
+        self.steps_per_epoch = steps
+        self.seed = seed
+        self.device = torch.device(device)
+        self.epoch = 0
+        self.step = 0
+        self.history = []
+        self._seconds = 0.0
+        self._stopping = False
+        self._measured = torch.zeros(steps, len(self.measurements), device=self.device)
+
+    @abstractmethod
+    def run_step(self, index: int) -> Sequence[Tensor]:
+        """Makes one step and returns a scalar for each of ``measurements``; ``index`` counts from 0 over all epochs."""
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Sets what changes with the epoch: learning rate, drop rate, temperature. A pure function of ``self.epoch``."""
+
+    @abstractmethod
+    def report(self, means: dict[str, float]) -> EpochReport:
+        """Describes the epoch that has just ended, from the means of its measurements."""
+
+    def epochs(self) -> Iterator[Any]:
+        self._stopping = False
+        while not self.finished:
+            if self.step == 0:
+                # A stream of its own for every epoch, so that what the caller draws in between changes nothing.
+                seed_everything(fold_seed(self.seed, "epoch", self.epoch), threads=None)
+                self._measured.zero_()
+                self._seconds = 0.0
+            self.begin_epoch()
+            start = time.perf_counter()
+            while self.step < self.steps_per_epoch:
+                row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
+                self._measured[self.step] = torch.stack([value.detach() for value in row])
+                self.step += 1
+                if self.on_step is not None:
+                    self.on_step(self)
+                if self._stopping:
+                    break
+            means = self.means()
+            self._seconds += time.perf_counter() - start
+            if self._stopping and self.step < self.steps_per_epoch:
+                return
+            report = self.report(means)
+            self.history.append(report)
+            self.epoch += 1
+            self.step = 0
+            yield report
+            if self._stopping:
+                return
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def means(self) -> dict[str, float]:
+        if self.step == 0:
+            return dict.fromkeys(self.measurements, math.nan)
+        measured = self._measured[: self.step].cpu()
+        bad = (~torch.isfinite(measured[:, 0])).nonzero()
+        if len(bad):
+            step = int(bad[0]) + 1
+            raise TrainingDiverged(
+                f"The {self.measurements[0].replace('_', ' ')} became {measured[step - 1, 0].item()} at epoch "
+                f"{self.epoch + 1}, step {step} of {self.steps_per_epoch}. "
+                f"A lower learning rate or a stronger clip usually helps."
+            )
+        return dict(zip(self.measurements, measured.mean(0).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "measured": self._measured.clone(),
+            "seconds": self._seconds,
+            "history": [report.to_state() for report in self.history],
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.step = state["step"]
+        self._measured = state["measured"].to(self.device)
+        self._seconds = state["seconds"]
+        self.history = [self.report_type.from_state(report) for report in state["history"]]
+        restore_random_state(state["random"])
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Cosine annealing from ``start`` at progress 0 to ``end`` at 1 (Loshchilov & Hutter 2017)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def accuracy(logits: Float[Tensor, "batch classes"], labels: Tensor) -> Float[Tensor, ""]:
+    """Share of the batch whose largest logit is the label; stays on the device."""
+    return (logits.argmax(-1) == labels).float().mean()
