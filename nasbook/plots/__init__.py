@@ -1,0 +1,39 @@
+"""The book's figures: cells, trajectories, curves, vector fields, animations, and one live control.
+
+Every function returns a matplotlib figure (or an animation) and touches no global state;
+:func:`show` and :func:`show_animation` display it together with a description in words.
+"""
+
+from nasbook.plots.animation import animate_search, draw_supernet, show_animation
+from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
+from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
+from nasbook.plots.display import Described, describe, show
+from nasbook.plots.explorer import explore_search
+from nasbook.plots.fields import plot_vector_field
+from nasbook.plots.history import Epoch
+from nasbook.plots.layout import DagLayout, dag_layout
+from nasbook.plots.palette import OKABE_ITO, OperationStyle, operation_label, operation_styles, use_style
+
+__all__ = [
+    "OKABE_ITO",
+    "DagLayout",
+    "Described",
+    "Epoch",
+    "OperationStyle",
+    "animate_search",
+    "cell_in_words",
+    "dag_layout",
+    "describe",
+    "draw_cell",
+    "draw_genotype",
+    "draw_supernet",
+    "explore_search",
+    "operation_label",
+    "operation_styles",
+    "plot_architecture_weights",
+    "plot_learning_curves",
+    "plot_vector_field",
+    "show",
+    "show_animation",
+    "use_style",
+]

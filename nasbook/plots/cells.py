@@ -6,6 +6,7 @@ node of a DARTS cell is 2.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
@@ -49,14 +50,14 @@ def _fit(
     edges = [(edge.source, edge.target) for edge in cell.edges]
     names = [operation_label(edge.operation) for edge in cell.edges]
     tried = []
-    for points, lines in ((8.5, 1), (8.0, 2), (7.0, 2), (7.0, 3), (6.0, 3), (5.0, 4), (4.0, 6)):
+    for points, lines in ((8.5, 1), (8.0, 1), (8.0, 2), (7.2, 2), (7.0, 3), (6.2, 3), (5.0, 4), (4.0, 6)):
         texts = [wrap(name, lines) for name in names]
         sizes = [_pill_size(text, points) for text in texts] if operation_labels else None
         layout = dag_layout(
             edges, nodes=cell.nodes, inputs=cell.inputs, output=cell.output, labels=sizes, width=width
         )
         tried.append((layout, texts, points))
-        if layout.smallest_gap >= 0.14 or not operation_labels:
+        if layout.smallest_gap >= 0.15 or not operation_labels:
             return tried[-1]
     return max(tried, key=lambda entry: entry[0].smallest_gap)
 
@@ -85,7 +86,7 @@ def ports(routes: Iterable[tuple[Point, ...]], at: int, radius: float) -> dict[i
     routes = list(routes)
     beyond = 1 if at == 0 else -2
     order = sorted(range(len(routes)), key=lambda n: (routes[n][beyond][1], n))
-    step = min(0.075, 1.3 * radius / max(1, len(routes) - 1))
+    step = min(0.1, 1.3 * radius / max(1, len(routes) - 1))
     found = {}
     for place, number in enumerate(order):
         height = (place - (len(routes) - 1) / 2) * step
@@ -93,26 +94,24 @@ def ports(routes: Iterable[tuple[Point, ...]], at: int, radius: float) -> dict[i
     return found
 
 
-def edge_paths(layout: DagLayout, edges: Sequence[tuple[int, int]], inputs: int) -> list[Path]:
-    """The path of every edge, from the rim of its source to the rim of its target."""
-    leave: dict[int, tuple[float, float]] = {}
-    enter: dict[int, tuple[float, float]] = {}
+def edge_paths(
+    layout: DagLayout, edges: Sequence[tuple[int, int]], inputs: int
+) -> tuple[list[Path], list[Path]]:
+    """The path of every edge, and of every line into the output, from the rim of one node to the rim of the next."""
+    routes = [list(route) for route in (*layout.routes, *layout.output_routes.values())]
+    sources = [source for source, _ in edges] + list(layout.output_routes)
+    targets = [target for _, target in edges]
+    starts = [OUTPUT_WIDTH / 2] * len(routes)
+    ends = [OUTPUT_WIDTH / 2] * len(routes)
     for node in layout.nodes:
-        for found, at in ((leave, 0), (enter, -1)):
-            here = [number for number, edge in enumerate(edges) if edge[at] == node]
-            for number, port in ports([layout.routes[n] for n in here], at, NODE / 2).items():
-                found[here[number]] = port
-    paths = []
-    for number, (source, _) in enumerate(edges):
-        route = list(layout.routes[number])
-        out, rise = leave[number]
-        into, height = enter[number]
-        if source < inputs:
-            out = INPUT_WIDTH / 2
-        route[0] = (route[0][0], route[0][1] + rise)
-        route[-1] = (route[-1][0], route[-1][1] + height)
-        paths.append(curve(route, start=out, end=into))
-    return paths
+        for places, at, ends_here in ((starts, 0, sources), (ends, -1, targets)):
+            here = [number for number, end in enumerate(ends_here) if end == node]
+            for number, (inside, height) in ports([tuple(routes[n]) for n in here], at, NODE / 2).items():
+                x, y = routes[here[number]][at]
+                routes[here[number]][at] = (x, y + height)
+                places[here[number]] = INPUT_WIDTH / 2 if node < inputs else inside
+    paths = [curve(route, start, end) for route, start, end in zip(routes, starts, ends, strict=True)]
+    return paths[: len(edges)], paths[len(edges) :]
 
 
 def _draw_arrowhead(ax: Axes, path: Path, colour: str, alpha: float, size: float, zorder: float) -> None:
@@ -145,12 +144,11 @@ def input_names(inputs: int) -> list[str]:
 
 
 def draw_nodes(
-    ax: Axes, layout: DagLayout, *, nodes: int, inputs: int, removed: Iterable[int] = (), scale: float = 1.0
+    ax: Axes, layout: DagLayout, lines: Iterable[Path], *, inputs: int, removed: Iterable[int] = (), scale: float = 1.0
 ) -> None:
-    """The inputs, the intermediate nodes, the output bar and the lines into it."""
-    for route in layout.output_routes.values():
-        path = curve(route, start=NODE / 2, end=OUTPUT_WIDTH / 2)
-        ax.add_patch(PathPatch(path, facecolor="none", edgecolor="#b4b4b4", linewidth=1.0 * scale, zorder=1))
+    """The inputs, the intermediate nodes, the output bar and ``lines`` into it."""
+    for path in lines:
+        ax.add_patch(PathPatch(path, facecolor="none", edgecolor="#b4b4b4", linewidth=0.9 * scale, zorder=1))
     names = input_names(inputs)
     removed = set(removed)
     for node, (x, y) in layout.nodes.items():
@@ -177,16 +175,20 @@ def draw_nodes(
     ax.text(x, y, "$c_k$", ha="center", va="center", fontsize=9 * scale, zorder=5, gid="output")
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The figure that the axes stand in, also when they stand in a part of it."""
+    return ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure
+
+
 def cell_axes(layout_size: tuple[float, float], ax: Axes | None, title: str | None) -> tuple[Axes, float]:
     """Axes in which one unit is one inch of the layout, and the scale of its type (1 unless they are too small)."""
     width, height = layout_size[0] + 2 * _MARGIN, layout_size[1] + 2 * _MARGIN
     if ax is None:
-        top = 0.28 if title else 0.0
+        top = 0.26 if title else 0.0
         figure = Figure(figsize=(PAGE_WIDTH, height + top), layout="none")
         ax = figure.add_axes((0.0, 0.0, 1.0, height / (height + top)))
     box = ax.get_position()
-    parent = ax.get_figure(root=True) if hasattr(ax, "get_figure") else None
-    assert isinstance(parent, Figure)
+    parent = figure_of(ax)
     full_width, full_height = parent.get_size_inches()
     scale = min(1.0, box.width * full_width / width, box.height * full_height / height)
     ax.set_xlim(-_MARGIN, width - _MARGIN)
@@ -228,13 +230,16 @@ def draw_cell(
 
     known = operation_styles([*operations, *sorted({edge.operation for edge in cell.edges})])
     connected = set(cell.connected())
+    pairs = [(edge.source, edge.target) for edge in cell.edges]
+    paths, lines = edge_paths(layout, pairs, cell.inputs)
     draw_nodes(
-        ax, layout, nodes=cell.nodes, inputs=cell.inputs, scale=scale,
+        ax, layout, lines, inputs=cell.inputs, scale=scale,
         removed=[n for n in range(cell.inputs, cell.inputs + cell.nodes) if n not in connected],
     )  # fmt: skip
-    pairs = [(edge.source, edge.target) for edge in cell.edges]
-    for number, path in enumerate(edge_paths(layout, pairs, cell.inputs)):
+    for number, path in enumerate(paths):
         style = known[cell.edges[number].operation]
+        if operation_labels:  # the label says what a line style would, and short dashes only disturb
+            style = dataclasses.replace(style, dashes="-")
         draw_edge(ax, path, style, line_width=1.5 * scale)
         if not operation_labels:
             continue
@@ -247,9 +252,7 @@ def draw_cell(
         )  # fmt: skip
         ax.text(x, y - 0.004, texts[number], ha="center", va="center", fontsize=points * scale, zorder=7,
                 linespacing=1.05, gid=f"operation-{number}")  # fmt: skip
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
+    return figure_of(ax)
 
 
 @styled

@@ -175,8 +175,11 @@ class _Columns:
                         column[at], column[at + 1] = column[at + 1], column[at]
         return order
 
-    def place(self, order: list[list[int]], sweeps: int = 60) -> None:
-        """Sets every ``y``: near the neighbours', lanes straighter than the rest, distances kept."""
+    def place(self, order: list[list[int]], runs: Sequence[Sequence[int]], sweeps: int = 120) -> None:
+        """Sets every ``y``: near the neighbours', lanes straighter than the rest, distances kept.
+
+        ``runs`` are the lanes of one edge each, in order.
+        """
 
         def gaps(column: list[int]) -> list[float]:
             return [
@@ -184,6 +187,7 @@ class _Columns:
                 for a, b in zip(column, column[1:], strict=False)
             ]
 
+        lane = dict.fromkeys(range(len(self.items)), False) | {number: True for run in runs for number in run}
         for column in order:
             places = spread([0.0] * len(column), gaps(column))
             for number, y in zip(column, places, strict=True):
@@ -196,8 +200,7 @@ class _Columns:
                     item = self.items[at]
                     near = item.left + item.right
                     # A segment between two lanes bends visibly, one that ends at a node does not.
-                    pull = [8.0 if self.is_lane(at) and self.is_lane(n) else 1.5 if self.is_lane(n) else 1.0
-                            for n in near]
+                    pull = [8.0 if lane[at] and lane[n] else 1.0 for n in near]
                     total = sum(pull)
                     mean = sum(p * self.items[n].y for p, n in zip(pull, near, strict=True)) / total if near else item.y
                     wanted.append(mean)
@@ -205,9 +208,33 @@ class _Columns:
                 for at, y in zip(column, spread(wanted, gaps(column), weights), strict=True):
                     self.items[at].y = y
 
-    def is_lane(self, number: int) -> bool:
-        item = self.items[number]
-        return len(item.left) == 1 and len(item.right) == 1 and item.column % 2 == 1 or item.height == _LANE
+        for run in runs:
+            self.straighten(run, order)
+
+    def straighten(self, run: Sequence[int], order: list[list[int]]) -> None:
+        """Levels a run of lanes as far as its neighbours leave room, in parts where the whole does not fit."""
+        if len(run) < 2:
+            return
+        low, high = -math.inf, math.inf
+        for number in run:
+            item, column = self.items[number], order[self.items[number].column]
+            at = column.index(number)
+            if at:
+                below = self.items[column[at - 1]]
+                low = max(low, below.y + (below.height + item.height) / 2 + _GAP)
+            if at + 1 < len(column):
+                above = self.items[column[at + 1]]
+                high = min(high, above.y - (above.height + item.height) / 2 - _GAP)
+        ys = [self.items[number].y for number in run]
+        if low <= high + 1e-9:
+            level = min(max(sum(ys) / len(ys), low), high)
+            for number in run:
+                self.items[number].y = level
+        else:
+            steps = [abs(b - a) for a, b in zip(ys, ys[1:], strict=False)]
+            cut = 1 + steps.index(max(steps))
+            self.straighten(run[:cut], order)
+            self.straighten(run[cut:], order)
 
 
 def dag_layout(
@@ -261,7 +288,7 @@ def dag_layout(
         columns.join(chain)
 
     order = columns.best_order()
-    columns.place(order)
+    columns.place(order, [chain[1:-1] for chain in [*chains, *output_chains.values()]])
     items = columns.items
     # Nodes count upwards in most papers' figures from top to bottom: the first input stands on top.
     if inputs > 1 and items[node_item[0]].y < items[node_item[inputs - 1]].y:
@@ -271,8 +298,9 @@ def dag_layout(
     # Columns get their widths; what is left goes to the gaps, more where edges climb more.
     widths = [max(items[number].width for number in column) for column in order]
     climbs = [
-        0.45 + max(abs(items[a].y - items[b].y) for a in column for b in items[a].right) for column in order[:-1]
+        max(abs(items[a].y - items[b].y) for a in column for b in items[a].right) for column in order[:-1]
     ]
+    climbs = [climb + (0.45 if at < len(climbs) - 2 else 0.12) for at, climb in enumerate(climbs)]
     room = width - sum(widths)
     gaps = [min(room * climb / sum(climbs), 1.3) for climb in climbs]
     x = [widths[0] / 2]
@@ -317,5 +345,5 @@ def dag_layout(
         output_routes={node: route(chain, to_output=True) for node, chain in output_chains.items()},
         width=used,
         height=high - low,
-        smallest_gap=min(gaps),
+        smallest_gap=min(gaps[:-2]),  # nothing is written beside the output
     )

@@ -114,7 +114,7 @@ class OperationStyle:
     @property
     def tint(self) -> tuple[float, float, float]:
         """The colour, light enough to read dark text on."""
-        return tint(self.colour)
+        return tint(self.colour, 0.1 if self.colour == OKABE_ITO["black"] else 0.18)
 
 
 def tint(colour: str, amount: float = 0.18) -> tuple[float, float, float]:

@@ -1,0 +1,241 @@
+"""A search as a moving picture: the supernet's cell, epoch by epoch, on a page that needs no kernel.
+
+matplotlib's own player (``to_jshtml``) asks another host for its buttons' icons and gives its picture no
+description. Ours takes the frames in the same way (a movie writer) and puts them behind a slider and
+buttons with words on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.animation import AbstractMovieWriter, Animation, FuncAnimation
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nasbook.errors import require_positive
+from nasbook.genotypes import DARTS_SPACE, ZERO, Space
+from nasbook.plots.cells import cell_axes, draw_edge, draw_nodes, edge_paths, figure_of
+from nasbook.plots.curves import operation_legend
+from nasbook.plots.display import Described, check_alt, close, encode_png, image_tag
+from nasbook.plots.history import Epoch, trajectory
+from nasbook.plots.layout import DagLayout, dag_layout
+from nasbook.plots.palette import PAGE_WIDTH, operation_label, operation_styles, styled
+
+_FRAMES_PER_SECOND = 2.0
+_WIDEST = 5.0
+_NARROWEST = 0.5
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(space: Space) -> DagLayout:
+    nodes = range(space.inputs, space.inputs + space.nodes)
+    return dag_layout(
+        space.edges, nodes=space.nodes, inputs=space.inputs, output=tuple(nodes), width=PAGE_WIDTH - 0.15
+    )
+
+
+def _figure(space: Space) -> tuple[Figure, Axes]:
+    """A figure with the legend of the space's operations and axes for the cell."""
+    styles = operation_styles(space.choices)
+    longest = max(len(operation_label(name)) for name in styles)
+    columns = max(1, min(len(styles), int(PAGE_WIDTH / (0.45 + 0.075 * longest))))
+    rows = -(-len(styles) // columns)
+    legend, title = 0.1 + 0.17 * rows, 0.3
+    height = _layout(space).height + 0.12
+    total = height + legend + title
+    figure = Figure(figsize=(PAGE_WIDTH, total), layout="none")
+    ax = figure.add_axes((0.0, legend / total, 1.0, height / total))
+    handles = operation_legend(styles)
+    for handle in handles:
+        handle.set_marker("")
+        handle.set_linewidth(2.5)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=columns, fontsize=8, borderaxespad=0.2, handlelength=1.6,
+        columnspacing=1.0, handletextpad=0.4,
+    )  # fmt: skip
+    return figure, ax
+
+
+@styled
+def draw_supernet(
+    report: Epoch, kind: str = "normal", *, space: Space = DARTS_SPACE, ax: Axes | None = None, title: str | None = None
+) -> Figure:
+    """Draws all edges of a cell as one epoch of the search weighs them.
+
+    An edge is as wide as its operations weigh together, all but the zero operation (for a softmax, one minus
+    the coefficient of "none"), and has the colour of the heaviest of them. Edges of the epoch's genotype are
+    solid, the others faint.
+
+    Args:
+        report: the epoch.
+        kind: which cell.
+        space: the space that is searched.
+        ax: where to draw; a new figure with a legend without it.
+        title: shown above; the epoch and the kind by default.
+    """
+    coefficients = trajectory([report], kind, space)[0].copy()
+    if ax is None:
+        ax = _figure(space)[1]
+    layout = _layout(space)
+    ax, scale = cell_axes((layout.width, layout.height), ax, title or f"{kind} cell, epoch {report.epoch}")
+    choices = [number for number, name in enumerate(space.operations) if name != ZERO]
+    strength = coefficients[:, choices].sum(axis=1)
+    strongest = [space.operations[choices[best]] for best in coefficients[:, choices].argmax(axis=1)]
+    derived = {(edge.source, edge.target) for edge in report.genotype[kind].edges}
+    styles = operation_styles(space.operations)
+    paths, lines = edge_paths(layout, space.edges, space.inputs)
+    draw_nodes(ax, layout, lines, inputs=space.inputs, scale=scale)
+    for number, path in enumerate(paths):
+        chosen = space.edges[number] in derived
+        width = _NARROWEST + (_WIDEST - _NARROWEST) * float(np.clip(strength[number], 0, 1))
+        draw_edge(
+            ax, path, styles[strongest[number]], line_width=width * scale, alpha=1.0 if chosen else 0.22,
+            zorder=3 if chosen else 2,
+        )  # fmt: skip
+    return figure_of(ax)
+
+
+def pick(number: int, most: int) -> list[int]:
+    """At most ``most`` of ``number`` places, evenly spread, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, number - 1, min(number, most))})
+
+
+@styled
+def animate_search(
+    history: Sequence[Epoch], kind: str = "normal", *, space: Space = DARTS_SPACE, frames: int = 15
+) -> FuncAnimation:
+    """The supernet's cell over the epochs, as :func:`draw_supernet` draws it.
+
+    Args:
+        history: the reports of a search.
+        kind: which cell.
+        space: the space that was searched.
+        frames: the most frames to draw; a longer history is thinned evenly. Fifteen stay below 400 kB.
+    """
+    require_positive(frames=frames)
+    trajectory(history, kind, space)  # complains early
+    figure, ax = _figure(space)
+    picked = [history[place] for place in pick(len(history), frames)]
+    last = history[-1].epoch
+
+    def draw(report: Epoch) -> Iterable[Any]:
+        ax.clear()
+        draw_supernet(report, kind, space=space, ax=ax, title=f"{kind} cell, epoch {report.epoch} of {last}")
+        return ()
+
+    return FuncAnimation(
+        figure, draw, frames=picked, init_func=lambda: (), interval=1000 / _FRAMES_PER_SECOND, cache_frame_data=False
+    )
+
+
+class _Frames(AbstractMovieWriter):
+    """Keeps every frame of an animation as a base64 PNG."""
+
+    def __init__(self, colours: int) -> None:
+        super().__init__(fps=_FRAMES_PER_SECOND)
+        self.colours = colours
+        self.pictures: list[str] = []
+
+    @classmethod
+    def isAvailable(cls) -> bool:  # noqa: N802  (matplotlib's name)
+        return True
+
+    def setup(self, fig: Figure, outfile: Any, dpi: float | None = None) -> None:
+        self.figure = fig
+        self.resolution = dpi or 100.0
+
+    def grab_frame(self, **savefig_kwargs: Any) -> None:
+        self.pictures.append(encode_png(self.figure, self.resolution, self.colours))
+
+    def finish(self) -> None:
+        pass
+
+
+_PLAYER = """
+<div class="nasbook-player" data-player="{key}" role="group" aria-label="Animation"
+     style="display: inline-block; max-width: 100%; padding-bottom: 6px; background: white; color: #1a1a1a;
+            border-radius: 4px; font-family: sans-serif; font-size: 14px; text-align: center">
+{image}
+<div><input type="range" min="0" max="{last}" value="0" step="1" aria-label="Frame" style="width: 70%"></div>
+<div>{buttons}
+<output aria-live="off" style="display: inline-block; min-width: 5em">1 of {count}</output></div>
+</div>
+<script>
+(function () {{
+  const pictures = [{pictures}];
+  document.querySelectorAll('.nasbook-player[data-player="{key}"]:not([data-ready])').forEach(function (player) {{
+    player.dataset.ready = "yes";
+    const image = player.querySelector("img"), slider = player.querySelector("input");
+    const place = player.querySelector("output"), play = player.querySelector('[data-do="play"]');
+    let timer = null;
+    function go(frame) {{
+      slider.value = Math.min(Math.max(frame, 0), pictures.length - 1);
+      image.src = "data:image/png;base64," + pictures[slider.value];
+      place.textContent = (Number(slider.value) + 1) + " of " + pictures.length;
+    }}
+    function stop() {{ clearInterval(timer); timer = null; play.textContent = "Play"; }}
+    function start() {{
+      if (Number(slider.value) === pictures.length - 1) go(0);
+      play.textContent = "Pause";
+      timer = setInterval(function () {{
+        if (!player.isConnected || Number(slider.value) === pictures.length - 1) stop();
+        else go(Number(slider.value) + 1);
+      }}, {interval});
+    }}
+    const doing = {{
+      first: function () {{ stop(); go(0); }},
+      back: function () {{ stop(); go(Number(slider.value) - 1); }},
+      play: function () {{ if (timer) stop(); else start(); }},
+      forth: function () {{ stop(); go(Number(slider.value) + 1); }},
+      last: function () {{ stop(); go(pictures.length - 1); }}
+    }};
+    player.querySelectorAll("button").forEach(function (button) {{ button.onclick = doing[button.dataset.do]; }});
+    slider.oninput = function () {{ stop(); go(Number(slider.value)); }};
+    go(0);
+  }});
+}})();
+</script>
+"""
+_BUTTONS = {"first": "First", "back": "Back", "play": "Play", "forth": "Next", "last": "Last"}
+_BUTTON_STYLE = (
+    "margin: 2px; padding: 2px 10px; border: 1px solid #8a8a8a; border-radius: 4px; background: #f4f4f4; "
+    "color: #1a1a1a; font: inherit; min-width: 4em; cursor: pointer"
+)
+
+
+def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours: int = 48) -> Described:
+    """The animation as HTML with a slider, which plays on a static page, in Jupyter and on Colab.
+
+    Everything is inside: no other file, no other host. Where scripts don't run, the first frame shows.
+
+    Args:
+        animation: a matplotlib animation.
+        alt: what the animation shows and what happens in it.
+        dpi: pixels an inch of a frame.
+        colours: the most colours in a frame; few make it small.
+    """
+    alt = check_alt(alt)
+    figure: Figure = animation._fig  # type: ignore[attr-defined]
+    writer = _Frames(colours)
+    animation.save("frames", writer=writer, dpi=dpi)
+    close(figure)
+    pictures = writer.pictures
+    key = hashlib.sha256("".join(pictures).encode()).hexdigest()[:12]  # the same frames, the same page
+    player = _PLAYER.format(
+        key=key,
+        image=image_tag(pictures[0], alt, round(figure.get_figwidth() * 96)),
+        last=len(pictures) - 1,
+        count=len(pictures),
+        buttons="\n".join(
+            f'<button type="button" data-do="{do}" style="{_BUTTON_STYLE}">{word}</button>'
+            for do, word in _BUTTONS.items()
+        ),
+        pictures=", ".join(f'"{picture}"' for picture in pictures),
+        interval=round(1000 / _FRAMES_PER_SECOND),
+    )
+    return Described(player, alt)
