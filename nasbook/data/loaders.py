@@ -1,0 +1,128 @@
+"""Batches for training and for evaluation, from images that lie on the device as one tensor.
+
+A training batch is a pure function of the run's seed and the batch's number. So a run that was killed goes
+on with the batch it would have seen, and a checkpoint holds one integer instead of a loader's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from nasbook.data.augmentation import Augmentation, augment
+from nasbook.errors import InvalidInput, require_positive
+from nasbook.seeding import generator
+
+NO_AUGMENTATION = Augmentation()
+
+
+class Loader:
+    """Endless training batches: every pass over the images in a new random order, augmented afresh.
+
+    Three decisions, and why:
+
+    1. The order of a pass is drawn on the CPU, so that it is the same on every device. The augmentation is
+       drawn on the images' device, where it is fast; a CPU and a GPU therefore crop differently.
+    2. Each pass and each batch has a seed of its own (:func:`nasbook.seeding.fold_seed`), so that batch
+       1,000 is known without the 999 before it.
+    3. The last batch of a pass is dropped when it is smaller, as batch norm and the two-loader step of DARTS
+       want equal batches.
+
+    The two loaders of a search need different seeds, or they walk through their halves in the same order.
+
+    Args:
+        images: all images of this loader.
+        labels: one class for each image.
+        batch_size: images in a batch.
+        mean: of every channel, for values between 0 and 1.
+        std: of every channel, for values between 0 and 1.
+        augmentation: what happens to each image.
+        seed: of the order and of the augmentation.
+        drop_last: leave out the last batch of a pass if it is smaller than the others.
+
+    Raises:
+        InvalidInput: there are fewer images than a batch holds, or images and labels don't match.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "images channels height width"],
+        labels: Int64[Tensor, " images"],
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation = NO_AUGMENTATION,
+        seed: int,
+        drop_last: bool = True,
+    ) -> None:
+        _check_batches(images, labels, batch_size)
+        if len(images) < batch_size:
+            raise InvalidInput(
+                f"A batch of {batch_size} needs at least as many images, got {len(images)}. Lower batch_size."
+            )
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.augmentation = augmentation
+        self.seed = seed
+        self.drop_last = drop_last
+        self._black = -torch.tensor(self.mean) / torch.tensor(self.std)
+        self._pass = -1  # the pass whose order is kept
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Batches in one pass over the images."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def batch(
+        self, index: int
+    ) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """Batch number ``index`` of the run, counted from 0 and on through all passes."""
+        if index < 0:
+            raise InvalidInput(f"A batch's number must be 0 or more, got {index}.")
+        number, step = divmod(index, len(self))
+        if number != self._pass:
+            self._pass = number
+            self._order = torch.randperm(len(self.images), generator=generator(self.seed, "order", number))
+        chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size].to(self.images.device)
+        images = _normalized(self.images[chosen], self.mean, self.std)
+        draws = generator(self.seed, "augment", index, device=images.device)
+        return augment(images, self.augmentation, draws, black=self._black), self.labels[chosen]
+
+
+def evaluation_batches(
+    images: UInt8[Tensor, "images channels height width"],
+    labels: Int64[Tensor, " images"],
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
+    """Every image once, in order and as it is, normalised; the last batch may be smaller."""
+    _check_batches(images, labels, batch_size)
+    return (
+        (_normalized(some, mean, std), classes)
+        for some, classes in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    )
+
+
+def _check_batches(images: Tensor, labels: Tensor, batch_size: int) -> None:
+    require_positive(batch_size=batch_size)
+    if images.dtype != torch.uint8:
+        raise InvalidInput(f"images: expected uint8 (0 to 255), got {str(images.dtype).removeprefix('torch.')}.")
+    if len(images) != len(labels):
+        raise InvalidInput(f"Expected one label for each image, got {len(images)} images and {len(labels)} labels.")
+
+
+def _normalized(
+    images: UInt8[Tensor, "batch channels height width"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch channels height width"]:
+    """``(x / 255 - mean) / std`` in every channel."""
+    values = images.float() / 255
+    return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
