@@ -7,6 +7,7 @@ buttons with words on them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -19,41 +20,58 @@ from matplotlib.figure import Figure
 
 from nasbook.errors import require_positive
 from nasbook.genotypes import DARTS_SPACE, ZERO, Space
-from nasbook.plots.cells import cell_axes, draw_edge, draw_nodes, edge_paths, figure_of
+from nasbook.plots.cells import (
+    cell_axes,
+    draw_edge,
+    draw_nodes,
+    draw_pill,
+    edge_paths,
+    figure_of,
+    pill_size,
+    text_size,
+)
 from nasbook.plots.curves import operation_legend
 from nasbook.plots.display import Described, check_alt, close, encode_png, image_tag
 from nasbook.plots.history import Epoch, trajectory
 from nasbook.plots.layout import DagLayout, dag_layout
-from nasbook.plots.palette import PAGE_WIDTH, operation_label, operation_styles, styled
+from nasbook.plots.palette import PAGE_WIDTH, operation_label, operation_styles, styled, wrap_label
 
 _FRAMES_PER_SECOND = 2.0
-_WIDEST = 5.0
-_NARROWEST = 0.5
+_WIDEST = 3.6
+_NARROWEST = 0.4
 
 
 @functools.lru_cache(maxsize=16)
-def _layout(space: Space) -> DagLayout:
+def _layout(space: Space) -> tuple[DagLayout, float]:
+    """The layout of a space's cell, and the type size of its labels: 0 where the cell has no room for labels."""
     nodes = range(space.inputs, space.inputs + space.nodes)
-    return dag_layout(
-        space.edges, nodes=space.nodes, inputs=space.inputs, output=tuple(nodes), width=PAGE_WIDTH - 0.15
-    )
+    for points, lines in ((8.0, 1), (7.0, 2), (0.0, 1)):
+        sizes = [pill_size(wrap_label(operation_label(name), lines), points) for name in space.choices]
+        largest = (max(wide for wide, _ in sizes), max(high for _, high in sizes)) if points else (0.0, 0.06)
+        layout = dag_layout(
+            space.edges, nodes=space.nodes, inputs=space.inputs, output=tuple(nodes), width=PAGE_WIDTH - 0.12,
+            labels=[largest] * len(space.edges),
+        )  # fmt: skip
+        if layout.smallest_gap >= 0.15 and layout.height < 5:
+            break
+    return layout, points
 
 
 def _figure(space: Space) -> tuple[Figure, Axes]:
     """A figure with the legend of the space's operations and axes for the cell."""
     styles = operation_styles(space.choices)
-    longest = max(len(operation_label(name)) for name in styles)
-    columns = max(1, min(len(styles), int(PAGE_WIDTH / (0.45 + 0.075 * longest))))
+    longest = max(text_size(operation_label(name), 8.0)[0] for name in styles)
+    columns = max(1, min(len(styles), int(PAGE_WIDTH / (longest + 0.36))))
     rows = -(-len(styles) // columns)
-    legend, title = 0.1 + 0.17 * rows, 0.3
-    height = _layout(space).height + 0.12
+    columns = -(-len(styles) // rows)
+    legend, title = 0.12 + 0.17 * rows, 0.28
+    height = _layout(space)[0].height + 0.12
     total = height + legend + title
-    figure = Figure(figsize=(PAGE_WIDTH, total), layout="none")
+    figure = Figure(figsize=(PAGE_WIDTH, total))
     ax = figure.add_axes((0.0, legend / total, 1.0, height / total))
     handles = operation_legend(styles)
     for handle in handles:
-        handle.set_marker("")
-        handle.set_linewidth(2.5)
+        handle.set(marker="", linewidth=2.5, linestyle="-")
     figure.legend(
         handles=handles, loc="lower center", ncols=columns, fontsize=8, borderaxespad=0.2, handlelength=1.6,
         columnspacing=1.0, handletextpad=0.4,
@@ -69,7 +87,7 @@ def draw_supernet(
 
     An edge is as wide as its operations weigh together, all but the zero operation (for a softmax, one minus
     the coefficient of "none"), and has the colour of the heaviest of them. Edges of the epoch's genotype are
-    solid, the others faint.
+    solid and carry that operation's name, the others are faint.
 
     Args:
         report: the epoch.
@@ -81,7 +99,7 @@ def draw_supernet(
     coefficients = trajectory([report], kind, space)[0].copy()
     if ax is None:
         ax = _figure(space)[1]
-    layout = _layout(space)
+    layout, points = _layout(space)
     ax, scale = cell_axes((layout.width, layout.height), ax, title or f"{kind} cell, epoch {report.epoch}")
     choices = [number for number, name in enumerate(space.operations) if name != ZERO]
     strength = coefficients[:, choices].sum(axis=1)
@@ -93,10 +111,13 @@ def draw_supernet(
     for number, path in enumerate(paths):
         chosen = space.edges[number] in derived
         width = _NARROWEST + (_WIDEST - _NARROWEST) * float(np.clip(strength[number], 0, 1))
+        style = dataclasses.replace(styles[strongest[number]], dashes="-")
         draw_edge(
-            ax, path, styles[strongest[number]], line_width=width * scale, alpha=1.0 if chosen else 0.22,
-            zorder=3 if chosen else 2,
-        )  # fmt: skip
+            ax, path, style, line_width=width * scale, alpha=1.0 if chosen else 0.28, zorder=3 if chosen else 2
+        )
+        if chosen and points:
+            text = wrap_label(operation_label(strongest[number]), 1 if points == 8.0 else 2)
+            draw_pill(ax, layout.labels[number], text, style, points, scale=scale)
     return figure_of(ax)
 
 
@@ -137,12 +158,12 @@ class _Frames(AbstractMovieWriter):
     """Keeps every frame of an animation as a base64 PNG."""
 
     def __init__(self, colours: int) -> None:
-        super().__init__(fps=_FRAMES_PER_SECOND)
+        super().__init__(fps=round(_FRAMES_PER_SECOND))
         self.colours = colours
         self.pictures: list[str] = []
 
     @classmethod
-    def isAvailable(cls) -> bool:  # noqa: N802  (matplotlib's name)
+    def isAvailable(cls) -> bool:
         return True
 
     def setup(self, fig: Figure, outfile: Any, dpi: float | None = None) -> None:

@@ -17,19 +17,28 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
+from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 
 from nasbook.genotypes import CellGenotype, Genotype
 from nasbook.plots.layout import INPUT_WIDTH, NODE, OUTPUT_WIDTH, DagLayout, Point, dag_layout
-from nasbook.plots.palette import FAINT, INK, PAGE_WIDTH, OperationStyle, operation_label, operation_styles, styled
-from nasbook.plots.palette import wrap_label as wrap
+from nasbook.plots.palette import (
+    FAINT,
+    INK,
+    PAGE_WIDTH,
+    OperationStyle,
+    operation_label,
+    operation_styles,
+    styled,
+    wrap_label,
+)
 
 _MARGIN = 0.06
 _FONT = "DejaVu Sans"
 
 
 @functools.cache
-def _text_size(text: str, points: float) -> tuple[float, float]:
+def text_size(text: str, points: float) -> tuple[float, float]:
     """Width and height of a label in inches."""
     lines = text.split("\n")
     measure = TextToPath()
@@ -38,26 +47,55 @@ def _text_size(text: str, points: float) -> tuple[float, float]:
     return width / 72, 1.22 * points * len(lines) / 72
 
 
-def _pill_size(text: str, points: float) -> tuple[float, float]:
-    width, height = _text_size(text, points)
+def pill_size(text: str, points: float) -> tuple[float, float]:
+    """Width and height in inches of the box around a label."""
+    width, height = text_size(text, points)
     return width + 0.12, height + 0.045
 
 
-def _fit(
-    cell: CellGenotype, width: float, operation_labels: bool
-) -> tuple[DagLayout, list[str], float]:
-    """The roomiest of some layouts: labels on one line or more, in larger or smaller type."""
+@dataclasses.dataclass(frozen=True)
+class _Lettering:
+    """How the labels of a cell are set."""
+
+    points: float
+    """Type size."""
+    lines: int = 1
+    """Most lines of a label."""
+    upright: bool = False
+    """Whether labels run upwards, for cells so deep that they don't fit otherwise."""
+    gap: float = 0.15
+    """The least room between two columns, in inches, at which this will do."""
+
+    def size(self, label: str) -> tuple[float, float]:
+        wide, high = pill_size(wrap_label(label, self.lines), self.points)
+        return (high, wide) if self.upright else (wide, high)
+
+
+_LETTERINGS = (
+    _Lettering(8.5),
+    _Lettering(8.0),
+    _Lettering(8.0, lines=2),
+    _Lettering(7.2, lines=2, gap=0.13),
+    _Lettering(7.0, lines=3, gap=0.13),
+    _Lettering(8.0, upright=True, gap=0.07),
+    _Lettering(7.0, upright=True, gap=0.04),
+    _Lettering(5.0, lines=4, gap=0.04),
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _fit(cell: CellGenotype, width: float, operation_labels: bool) -> tuple[DagLayout, _Lettering]:
+    """The layout with the best legible lettering that has room in this width."""
     edges = [(edge.source, edge.target) for edge in cell.edges]
     names = [operation_label(edge.operation) for edge in cell.edges]
     tried = []
-    for points, lines in ((8.5, 1), (8.0, 1), (8.0, 2), (7.2, 2), (7.0, 3), (6.2, 3), (5.0, 4), (4.0, 6)):
-        texts = [wrap(name, lines) for name in names]
-        sizes = [_pill_size(text, points) for text in texts] if operation_labels else None
+    for lettering in _LETTERINGS:
         layout = dag_layout(
-            edges, nodes=cell.nodes, inputs=cell.inputs, output=cell.output, labels=sizes, width=width
-        )
-        tried.append((layout, texts, points))
-        if layout.smallest_gap >= 0.15 or not operation_labels:
+            edges, nodes=cell.nodes, inputs=cell.inputs, output=cell.output, width=width,
+            labels=[lettering.size(name) for name in names] if operation_labels else None,
+        )  # fmt: skip
+        tried.append((layout, lettering))
+        if layout.smallest_gap >= lettering.gap or not operation_labels:
             return tried[-1]
     return max(tried, key=lambda entry: entry[0].smallest_gap)
 
@@ -114,11 +152,34 @@ def edge_paths(
     return paths[: len(edges)], paths[len(edges) :]
 
 
+def draw_pill(
+    ax: Axes,
+    place: Point,
+    text: str,
+    style: OperationStyle,
+    points: float,
+    *,
+    scale: float = 1.0,
+    upright: bool = False,
+) -> Text:
+    """An operation's name in a rounded box of its colour, over the edge that it stands on."""
+    (x, y), (wide, high) = place, pill_size(text, points)
+    rounding = min(0.08, high / 2)
+    if upright:
+        wide, high = high, wide
+    ax.add_patch(
+        FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, facecolor=style.tint, edgecolor=style.colour,
+                       boxstyle=f"round,pad=0,rounding_size={rounding:.3f}", linewidth=0.9 * scale, zorder=6)
+    )  # fmt: skip
+    return ax.text(x, y - 0.004, text, ha="center", va="center", fontsize=points * scale, zorder=7, linespacing=1.05,
+                   rotation=90 if upright else 0)  # fmt: skip
+
+
 def _draw_arrowhead(ax: Axes, path: Path, colour: str, alpha: float, size: float, zorder: float) -> None:
-    tip = np.asarray(path.vertices[-1], dtype=float)
+    x, y = np.asarray(path.vertices, dtype=float)[-1]
     ax.add_patch(
         Polygon(
-            [tip, tip + (-size, size * 0.5), tip + (-size, -size * 0.5)],
+            [(x, y), (x - size, y + size / 2), (x - size, y - size / 2)],
             closed=True, facecolor=colour, edgecolor="none", alpha=alpha, zorder=zorder,
         )
     )  # fmt: skip
@@ -129,8 +190,9 @@ def draw_edge(
 ) -> None:
     """One edge with its arrowhead, in the operation's colour and line style."""
     size = 0.075 + 0.014 * line_width
-    body = Path(np.array(path.vertices, dtype=float), path.codes)
-    body.vertices[-1] = body.vertices[-1] - np.array([size * 0.8, 0.0])  # a thick line must not outrun the tip
+    vertices = np.array(path.vertices, dtype=float)
+    vertices[-1, 0] -= size * 0.8  # a thick line must not outrun the tip
+    body = Path(vertices, path.codes)
     ax.add_patch(
         PathPatch(body, facecolor="none", edgecolor=style.colour, linestyle=style.dashes, linewidth=line_width,
                   alpha=alpha, capstyle="butt", zorder=zorder)
@@ -185,7 +247,7 @@ def cell_axes(layout_size: tuple[float, float], ax: Axes | None, title: str | No
     width, height = layout_size[0] + 2 * _MARGIN, layout_size[1] + 2 * _MARGIN
     if ax is None:
         top = 0.26 if title else 0.0
-        figure = Figure(figsize=(PAGE_WIDTH, height + top), layout="none")
+        figure = Figure(figsize=(PAGE_WIDTH, height + top))
         ax = figure.add_axes((0.0, 0.0, 1.0, height / (height + top)))
     box = ax.get_position()
     parent = figure_of(ax)
@@ -222,7 +284,7 @@ def draw_cell(
         operations: the names of the whole space, where unusual operations are to look alike in several figures.
     """
     width = PAGE_WIDTH - 2 * _MARGIN
-    layout, texts, points = _fit(cell, width, operation_labels)
+    layout, lettering = _fit(cell, width, operation_labels)
     ax, scale = cell_axes((width, layout.height), ax, title)
     shift = (width - layout.width) / 2  # a shallow cell does not fill the page: centre it
     left, right = ax.get_xlim()
@@ -243,15 +305,11 @@ def draw_cell(
         draw_edge(ax, path, style, line_width=1.5 * scale)
         if not operation_labels:
             continue
-        x, y = layout.labels[number]
-        wide, high = _pill_size(texts[number], points)
-        ax.add_patch(
-            FancyBboxPatch((x - wide / 2, y - high / 2), wide, high, facecolor=style.tint, edgecolor=style.colour,
-                           boxstyle=f"round,pad=0,rounding_size={min(0.08, high / 2):.3f}", linewidth=0.9 * scale,
-                           zorder=6)
-        )  # fmt: skip
-        ax.text(x, y - 0.004, texts[number], ha="center", va="center", fontsize=points * scale, zorder=7,
-                linespacing=1.05, gid=f"operation-{number}")  # fmt: skip
+        text = wrap_label(operation_label(cell.edges[number].operation), lettering.lines)
+        label = draw_pill(
+            ax, layout.labels[number], text, style, lettering.points, scale=scale, upright=lettering.upright
+        )
+        label.set_gid(f"operation-{number}")
     return figure_of(ax)
 
 
@@ -263,7 +321,7 @@ def draw_genotype(genotype: Genotype) -> Figure:
     heights = [_fit(cell, width, True)[0].height + 2 * _MARGIN for _, cell in genotype.cells]
     title, between = 0.28, 0.12
     total = sum(heights) + len(heights) * title + (len(heights) - 1) * between
-    figure = Figure(figsize=(PAGE_WIDTH, total), layout="none")
+    figure = Figure(figsize=(PAGE_WIDTH, total))
     top = total
     for (kind, cell), height in zip(genotype.cells, heights, strict=True):
         top -= title + height
@@ -284,5 +342,6 @@ def cell_in_words(cell: CellGenotype) -> str:
         terms = [f"{operation_label(edge.operation)} of {name(edge.source)}" for edge in cell.into(node)]
         verb = "adds" if len(terms) > 1 else "is"
         sentences.append(f"Node {node} {verb} {', '.join(terms[:-1])}{' and ' if terms[1:] else ''}{terms[-1]}.")
-    sentences.append(f"The output concatenates node{'s' if cell.output[1:] else ''} {', '.join(map(str, cell.output))}.")
+    outputs = ", ".join(map(str, cell.output))
+    sentences.append(f"The output concatenates node{'s' if cell.output[1:] else ''} {outputs}.")
     return " ".join(sentences)

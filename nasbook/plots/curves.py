@@ -64,8 +64,8 @@ def plot_architecture_weights(
     chosen = [(source, target) for source, target in edges] if edges else list(space.edges)
     names = [*input_names(space.inputs), *map(str, range(space.inputs, space.inputs + space.nodes))]
     if edges:
-        columns = min(len(chosen), 4)
-        rows = -(-len(chosen) // columns)
+        rows = -(-len(chosen) // 4)
+        columns = -(-len(chosen) // rows)
         places = [divmod(number, columns) for number in range(len(chosen))]
     else:
         columns, rows = space.inputs + space.nodes - 1, space.nodes
@@ -103,7 +103,7 @@ def plot_architecture_weights(
         ax.tick_params(labelsize=7, length=2.5)
         if edges:
             ax.set_title(f"{names[source]} → {names[target]}", fontsize=8)
-        elif row == rows - 1 or target == space.inputs + space.nodes - 1:
+        if (row + 1, column) not in places:
             ax.tick_params(labelbottom=True)
         if not edges and source == 0:
             ax.set_ylabel(f"into {names[target]}", fontsize=8)
@@ -128,7 +128,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None
     figure = figure_of(ax)
     low, high = ax.get_ylim()
     inches = ax.get_position().height * figure.get_size_inches()[1]
-    step = (high - low) * 0.17 / max(inches, 0.5)
+    step = (high - low) * 0.155 / max(inches, 0.5)
     order = sorted(range(len(ends)), key=lambda n: ends[n][2])
     places = spread([ends[n][2] for n in order], [step] * (len(order) - 1))
     for number, y in zip(order, places, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from nasbook.errors import InvalidInput
 from nasbook.plots.cells import figure_of
@@ -47,7 +48,10 @@ def plot_vector_field(
     """
     if ax is None:
         ax = Figure(figsize=(PAGE_WIDTH, 4.0), layout="constrained").subplots()
-    x, y = np.meshgrid(np.linspace(*x_range, 21), np.linspace(*y_range, 17))
+    across, up = (np.linspace(0.5, n - 0.5, n) / n for n in (20, 16))  # middles, so that no arrow is cut off
+    x, y = np.meshgrid(
+        x_range[0] + across * (x_range[1] - x_range[0]), y_range[0] + up * (y_range[1] - y_range[0])
+    )
     u, v = (np.asarray(component, dtype=float) for component in field(x, y))
     # The direction on the page, not in the data: both axes count in their own range.
     wide, high = x_range[1] - x_range[0], y_range[1] - y_range[0]
@@ -75,10 +79,10 @@ def plot_vector_field(
             marker=marker, markevery=[len(steps) - 1], markersize=7, markeredgecolor="white", label=label, zorder=4,
         )  # fmt: skip
         ax.plot(*steps[0], marker="o", markersize=6, markerfacecolor="white", markeredgecolor=INK, zorder=5)
-    for label, (left, up) in (landmarks or {}).items():
-        ax.plot(left, up, marker="*", markersize=13, color=INK, markeredgecolor="white", zorder=6)
-        ax.annotate(label, (left, up), xytext=(9, 6), textcoords="offset points", fontsize=8.5, zorder=7,
-                    bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})  # fmt: skip
+    for label, place in (landmarks or {}).items():
+        ax.plot(*place, marker="*", markersize=13, color=INK, markeredgecolor="white", zorder=3.5)
+        ax.annotate(label, place, xytext=(8, -13), textcoords="offset points", fontsize=8.5, zorder=7,
+                    path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
     ax.set(xlim=x_range, ylim=y_range, xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(True)
     figure = figure_of(ax)

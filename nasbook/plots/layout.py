@@ -11,6 +11,7 @@ All lengths are in inches.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class _Columns:
         return len(self.items) - 1
 
     def join(self, chain: Sequence[int]) -> None:
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in itertools.pairwise(chain):
             self.items[a].right.append(b)
             self.items[b].left.append(a)
 
@@ -184,7 +185,7 @@ class _Columns:
         def gaps(column: list[int]) -> list[float]:
             return [
                 (self.items[a].height + self.items[b].height) / 2 + _GAP
-                for a, b in zip(column, column[1:], strict=False)
+                for a, b in itertools.pairwise(column)
             ]
 
         lane = dict.fromkeys(range(len(self.items)), False) | {number: True for run in runs for number in run}
@@ -231,7 +232,7 @@ class _Columns:
             for number in run:
                 self.items[number].y = level
         else:
-            steps = [abs(b - a) for a, b in zip(ys, ys[1:], strict=False)]
+            steps = [abs(b - a) for a, b in itertools.pairwise(ys)]
             cut = 1 + steps.index(max(steps))
             self.straighten(run[:cut], order)
             self.straighten(run[cut:], order)
@@ -278,7 +279,8 @@ def dag_layout(
         chain = [node_item[source]]
         for column in range(2 * layer[source] + 1, 2 * layer[target]):
             here = column == label_column[number]
-            chain.append(columns.add(column, sizes[number][1], sizes[number][0]) if here else columns.add(column, _LANE))
+            wide, high = sizes[number] if here else (0.0, _LANE)
+            chain.append(columns.add(column, high, wide))
         chains.append([*chain, node_item[target]])
     output_chains = {}
     for node in output:

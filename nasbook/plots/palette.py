@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+from cycler import cycler
 from matplotlib.colors import to_rgb
 
 from nasbook.genotypes import ZERO
@@ -46,11 +47,13 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.2, 1, 1.2)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 """Markers, in order of use beside :data:`LINE_COLOURS`."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "figure.figsize": (PAGE_WIDTH, 3.2),
     "figure.dpi": 110,
     "figure.facecolor": "white",  # opaque: legible on a light and on a dark page alike
-    "figure.constrained_layout.use": True,
+    # Not a default: matplotlib re-reads it after every save, and then moves axes that were placed by hand.
+    "figure.constrained_layout.use": False,
+    "figure.autolayout": False,
     "savefig.facecolor": "white",
     "savefig.dpi": 160,
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same
@@ -66,7 +69,7 @@ _STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=LINE_COLOURS) + matplotlib.cycler(linestyle=DASHES),
+    "axes.prop_cycle": cycler(color=LINE_COLOURS) + cycler(linestyle=DASHES),
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
     "xtick.labelsize": 8,

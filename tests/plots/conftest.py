@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from nasbook.genotypes import DARTS_SPACE, ZERO, CellGenotype, Edge, Genotype, Space
+
+
+@dataclass(frozen=True)
+class Report:
+    """What figures read of an epoch."""
+
+    epoch: int
+    coefficients: dict[str, Tensor]
+    genotype: Genotype
+
+
+def derive(coefficients: Tensor, space: Space) -> CellGenotype:
+    columns = [number for number, name in enumerate(space.operations) if name != ZERO]
+    edges = []
+    for node in range(space.inputs, space.inputs + space.nodes):
+        rows = [row for row, (_, target) in enumerate(space.edges) if target == node]
+        rows.sort(key=lambda row: -float(coefficients[row, columns].max()))
+        for row in rows[: space.kept(node)]:
+            best = columns[int(coefficients[row, columns].argmax())]
+            edges.append(Edge(space.edges[row][0], node, space.operations[best]))
+    return CellGenotype(tuple(edges), space.nodes, space.inputs)
+
+
+@pytest.fixture
+def make_history() -> Callable[..., list[Report]]:
+    def make(space: Space = DARTS_SPACE, epochs: int = 5) -> list[Report]:
+        generator = torch.Generator().manual_seed(0)
+        logits = {
+            kind: torch.randn(len(space.edges), len(space.operations), generator=generator) for kind in space.kinds
+        }
+        history = []
+        for epoch in range(1, epochs + 1):
+            coefficients = {kind: (0.1 * epoch * value).softmax(-1) for kind, value in logits.items()}
+            cells = {kind: derive(value, space) for kind, value in coefficients.items()}
+            history.append(Report(epoch, coefficients, Genotype(cells)))
+        return history
+
+    return make

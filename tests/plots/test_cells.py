@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from nasbook.genotypes import (
+    DARTS_SPACE,
+    DARTS_V2,
+    PUBLISHED,
+    CellGenotype,
+    Edge,
+    Genotype,
+    Space,
+    random_genotype,
+)
+from nasbook.plots import cell_in_words, dag_layout, draw_cell, draw_genotype, operation_label, operation_styles
+from nasbook.plots.cells import edge_paths
+from nasbook.plots.layout import spread
+from nasbook.plots.palette import wrap_label
+
+
+def texts(figure: Figure) -> list[Text]:
+    return [text for ax in figure.axes for text in [*ax.texts, ax.title] if text.get_text()]
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of labels whose boxes share more than half a pixel, and labels that leave the figure."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts(figure)]
+    found = [
+        (first, second)
+        for (first, a), (second, b) in itertools.combinations(boxes, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 0.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.5
+    ]
+    page = figure.bbox
+    found += [
+        (name, "edge of the page")
+        for name, box in boxes
+        if box.x0 < page.x0 - 0.5 or box.x1 > page.x1 + 0.5 or box.y0 < page.y0 - 0.5 or box.y1 > page.y1 + 0.5
+    ]
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_genotype_shows_every_operation_once_an_edge(name: str) -> None:
+    genotype = PUBLISHED[name]
+    figure = draw_genotype(genotype)
+    shown = sorted(t.get_text() for t in texts(figure) if str(t.get_gid()).startswith("operation-"))
+    assert shown == sorted(operation_label(operation) for operation in genotype.operations())
+    assert {"normal cell", "reduction cell"} <= {t.get_text() for t in texts(figure)}
+    assert overlaps(figure) == []
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 8
+
+
+@settings(max_examples=25, deadline=None)
+@given(nodes=st.integers(1, 9), inputs=st.integers(1, 2), kept=st.integers(1, 3), seed=st.integers(0, 10**6))
+def test_no_two_labels_touch(nodes: int, inputs: int, kept: int, seed: int) -> None:
+    space = Space(nodes=nodes, inputs=inputs, edges_per_node=kept)
+    cell = random_genotype(space, torch.Generator().manual_seed(seed)).normal
+    figure = draw_cell(cell, title="a cell")
+    assert overlaps(figure) == []
+    assert figure.get_figwidth() == 6.5
+    assert sum(str(t.get_gid()).startswith("operation-") for t in texts(figure)) == len(cell.edges)
+
+
+def test_the_deepest_nine_node_cell_stays_readable() -> None:
+    edges = [Edge(node - back, node, "sep_conv_3x3") for node in range(2, 11) for back in (1, 2)]
+    figure = draw_cell(CellGenotype(tuple(edges), nodes=9))
+    assert overlaps(figure) == []
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 7
+
+
+def test_the_widest_nine_node_cell_stays_readable() -> None:
+    edges = [Edge(source, node, "dil_conv_5x5") for node in range(2, 11) for source in (0, 1)]
+    figure = draw_cell(CellGenotype(tuple(edges), nodes=9))
+    assert overlaps(figure) == []
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 8
+
+
+def test_parallel_edges_unknown_names_and_removed_nodes() -> None:
+    cell = CellGenotype(
+        (Edge(0, 2, "skip_connect"), Edge(0, 2, "a_rather_long_name_of_my_own"), Edge(1, 2, "conv_1x7_7x1"),
+         Edge(2, 4, "tanh")), nodes=4,
+    )  # fmt: skip
+    figure = draw_cell(cell)
+    shown = {t.get_text().replace("\n", "") for t in texts(figure)}
+    assert {"skip", "a_rather_long_name_of_my_own", "conv 1×7→7×1", "tanh", "2", "3", "4", "5"} <= shown
+    colours = {t.get_text(): t.get_color() for t in texts(figure)}
+    assert colours["3"] == colours["5"] != colours["2"] == colours["4"]  # nodes 3 and 5 are removed
+    assert overlaps(figure) == []
+
+
+def test_draws_into_given_axes_and_leaves_pyplot_alone() -> None:
+    figure = Figure(figsize=(6.5, 2.0))
+    axes = figure.subplots(1, 2)
+    assert draw_cell(DARTS_V2.normal, ax=axes[0], title="small") is figure
+    draw_cell(DARTS_V2.reduction, ax=axes[1])
+    assert overlaps(figure) == []
+    assert plt.get_fignums() == []
+
+
+def test_without_labels_the_line_style_tells_operations_apart() -> None:
+    figure = draw_cell(DARTS_V2.normal, operation_labels=False)
+    assert not [t for t in texts(figure) if str(t.get_gid()).startswith("operation-")]
+
+
+def test_edges_start_and_end_at_their_nodes() -> None:
+    edges = [(0, 2), (1, 2), (2, 3), (0, 3), (0, 3)]
+    layout = dag_layout(edges, nodes=2, inputs=2, output=(2, 3))
+    paths, lines = edge_paths(layout, edges, inputs=2)
+    assert len(paths) == 5 and len(lines) == 2
+    for (source, target), path in zip(edges, paths, strict=True):
+        vertices = np.asarray(path.vertices, dtype=float)
+        for node, vertex in ((source, vertices[0]), (target, vertices[-1])):
+            x, y = layout.nodes[node]
+            assert abs(vertex[0] - x) <= 0.23 and abs(vertex[1] - y) <= 0.14
+    assert layout.routes[3] != layout.routes[4]  # parallel edges run apart
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.floats(0.1, 2))
+def test_spread_keeps_distances_and_leaves_free_places_alone(wanted: list[float], distance: float) -> None:
+    places = spread(wanted, [distance] * (len(wanted) - 1))
+    assert all(b - a >= distance - 1e-9 for a, b in itertools.pairwise(places))
+    assert sum(places) == pytest.approx(sum(wanted), abs=1e-6)  # a projection keeps the mean
+    free = spread([distance * 2 * n for n in range(5)], [distance] * 4)
+    assert free == pytest.approx([distance * 2 * n for n in range(5)])
+
+
+def test_operations_look_different_and_always_the_same() -> None:
+    names = [*DARTS_SPACE.operations, "sep_conv_7x7", "conv_1x1", "conv_3x3", "conv_1x3_3x1", "tanh", "relu"]
+    styles = operation_styles(names)
+    assert len({styles[name].colour for name in DARTS_SPACE.operations}) == 8
+    assert len({(style.colour, str(style.dashes)) for style in styles.values()}) == len(names)
+    assert len({styles[name].marker for name in DARTS_SPACE.operations}) == 8
+    assert operation_styles(["sep_conv_3x3"])["sep_conv_3x3"] == styles["sep_conv_3x3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("sep_conv_3x3", "sep 3×3"), ("max_pool_3x3", "max 3×3"), ("conv_1x3_3x1", "conv 1×3→3×1"),
+     ("skip_connect", "skip"), ("my_op_3x3", "my_op_3x3"), ("", "")],
+)  # fmt: skip
+def test_operation_labels(name: str, label: str) -> None:
+    assert operation_label(name) == label
+
+
+def test_labels_wrap_without_losing_a_letter() -> None:
+    assert wrap_label("sep 3×3", 2) == "sep\n3×3"
+    assert wrap_label("my_long_name", 2).replace("\n", "") == "my_long_name"
+    assert wrap_label("conv 1×3→3×1", 3).count("\n") == 2
+    assert wrap_label("tanh", 3) == "tanh"
+
+
+def test_a_cell_in_words() -> None:
+    words = cell_in_words(DARTS_V2.normal)
+    assert words.startswith("Node 2 adds sep 3×3 of c(k-2) and sep 3×3 of c(k-1).")
+    assert words.endswith("The output concatenates nodes 2, 3, 4, 5.")
+    assert cell_in_words(CellGenotype((Edge(0, 1, "tanh"),), nodes=1, inputs=1)) == (
+        "Node 1 is tanh of c(k-1). The output concatenates node 1."
+    )
+
+
+def test_a_genotype_of_many_kinds_is_stacked() -> None:
+    genotype = Genotype({f"cell {n}": DARTS_V2.normal for n in range(3)})
+    assert len(draw_genotype(genotype).axes) == 3
