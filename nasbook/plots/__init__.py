@@ -12,7 +12,13 @@ from nasbook.plots.explorer import explore_search
 from nasbook.plots.fields import plot_vector_field
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
-from nasbook.plots.palette import OKABE_ITO, OperationStyle, operation_label, operation_styles, use_style
+from nasbook.plots.palette import (
+    OKABE_ITO,
+    OperationStyle,
+    operation_label,
+    operation_styles,
+    use_style,
+)
 
 __all__ = [
     "OKABE_ITO",

@@ -34,7 +34,13 @@ from nasbook.plots.curves import operation_legend
 from nasbook.plots.display import Described, check_alt, close, encode_png, image_tag
 from nasbook.plots.history import Epoch, trajectory
 from nasbook.plots.layout import DagLayout, dag_layout
-from nasbook.plots.palette import PAGE_WIDTH, operation_label, operation_styles, styled, wrap_label
+from nasbook.plots.palette import (
+    PAGE_WIDTH,
+    operation_label,
+    operation_styles,
+    styled,
+    wrap_label,
+)
 
 _FRAMES_PER_SECOND = 2.0
 _WIDEST = 3.6
@@ -229,7 +235,7 @@ _BUTTON_STYLE = (
 )
 
 
-def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours: int = 48) -> Described:
+def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours: int = 160) -> Described:
     """The animation as HTML with a slider, which plays on a static page, in Jupyter and on Colab.
 
     Everything is inside: no other file, no other host. Where scripts don't run, the first frame shows.

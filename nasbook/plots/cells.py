@@ -21,7 +21,14 @@ from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 
 from nasbook.genotypes import CellGenotype, Genotype
-from nasbook.plots.layout import INPUT_WIDTH, NODE, OUTPUT_WIDTH, DagLayout, Point, dag_layout
+from nasbook.plots.layout import (
+    INPUT_WIDTH,
+    NODE,
+    OUTPUT_WIDTH,
+    DagLayout,
+    Point,
+    dag_layout,
+)
 from nasbook.plots.palette import (
     FAINT,
     INK,

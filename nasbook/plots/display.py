@@ -55,22 +55,17 @@ def check_alt(alt: str) -> str:
     return " ".join(alt.split())
 
 
-def encode_png(figure: Figure, dpi: float, colours: int = 256) -> str:
-    """The figure as a base64 PNG with a palette of its own: a quarter of the bytes, the same look."""
+def encode_png(figure: Figure, dpi: float, colours: int = 255) -> str:
+    """The figure as a base64 PNG with a palette of its own: a third of the bytes, the same look."""
     from PIL import Image
 
-    raw = io.BytesIO()
+    raw, packed = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
-    return encode_pixels(Image.open(raw), colours)
-
-
-def encode_pixels(image: Any, colours: int) -> str:
-    """A PIL image as a base64 PNG of at most so many colours."""
-    from PIL import Image
-
-    small = image.convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    packed = io.BytesIO()
-    small.save(packed, format="png", optimize=True)
+    # Maximum coverage, as the usual median cut merges hues that only few pixels have: those of thin lines.
+    picture = Image.open(raw).convert("RGB").quantize(
+        colours, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
+    )
+    picture.save(packed, format="png", optimize=True)
     return base64.b64encode(packed.getvalue()).decode("ascii")
 
 

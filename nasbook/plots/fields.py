@@ -12,7 +12,15 @@ from matplotlib.patheffects import withStroke
 
 from nasbook.errors import InvalidInput
 from nasbook.plots.cells import figure_of
-from nasbook.plots.palette import DASHES, FAINT, INK, LINE_COLOURS, MARKERS, PAGE_WIDTH, styled
+from nasbook.plots.palette import (
+    DASHES,
+    FAINT,
+    INK,
+    LINE_COLOURS,
+    MARKERS,
+    PAGE_WIDTH,
+    styled,
+)
 
 Grid = Float[np.ndarray, "rows columns"]
 

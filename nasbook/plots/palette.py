@@ -192,6 +192,6 @@ def wrap_label(label: str, lines: int) -> str:
 
     rows = pieces
     while len(rows) > lines:
-        joined = [rows[:at] + [rows[at] + rows[at + 1]] + rows[at + 2 :] for at in range(len(rows) - 1)]
+        joined = [[*rows[:at], rows[at] + rows[at + 1], *rows[at + 2 :]] for at in range(len(rows) - 1)]
         rows = min(joined, key=widest)
     return "\n".join(row.rstrip(" ") for row in rows)

@@ -22,7 +22,14 @@ from nasbook.genotypes import (
     Space,
     random_genotype,
 )
-from nasbook.plots import cell_in_words, dag_layout, draw_cell, draw_genotype, operation_label, operation_styles
+from nasbook.plots import (
+    cell_in_words,
+    dag_layout,
+    draw_cell,
+    draw_genotype,
+    operation_label,
+    operation_styles,
+)
 from nasbook.plots.cells import edge_paths
 from nasbook.plots.layout import spread
 from nasbook.plots.palette import wrap_label

@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import DARTS_SPACE, Space
-from nasbook.plots import plot_architecture_weights, plot_learning_curves, plot_vector_field
+from nasbook.plots import (
+    plot_architecture_weights,
+    plot_learning_curves,
+    plot_vector_field,
+)
 
 History = Callable[..., list[Any]]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,6 +28,7 @@ from nasbook.plots import (
     use_style,
 )
 from nasbook.plots.animation import pick
+from nasbook.plots.display import encode_png
 
 History = Callable[..., list[Any]]
 ALT = 'Cells "a" & <b>: two edges.'
@@ -64,6 +66,16 @@ def test_a_described_figure_is_one_image_with_its_words() -> None:
     assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)  # legible on a dark page too
     assert dict(described._repr_mimebundle_()) == {"text/html": described.data, "text/plain": f"[{ALT}]"}
     assert len(described.data) < 80_000
+
+
+def test_a_small_picture_keeps_its_hues(make_history: History) -> None:
+    figure = draw_supernet(make_history()[-1])
+    exact = io.BytesIO()
+    figure.savefig(exact, format="png", dpi=100)
+    wanted = np.asarray(Image.open(exact).convert("RGB"), dtype=int)
+    for colours in (160, 255):
+        got = Image.open(io.BytesIO(base64.b64decode(encode_png(figure, 100, colours)))).convert("RGB")
+        assert np.abs(np.asarray(got, dtype=int) - wanted).max() <= 24
 
 
 def test_the_same_figure_gives_the_same_bytes() -> None:
