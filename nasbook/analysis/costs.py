@@ -107,7 +107,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
     """
     device = torch.device(device)
     if device.type != "cuda":
-        raise InvalidInput(f"peak_memory needs a CUDA device, got {str(device)!r}. On others use saved_activation_bytes.")
+        raise InvalidInput(f"peak_memory needs a CUDA device, got {device}; elsewhere use saved_activation_bytes.")
     if not torch.cuda.is_available():
         raise InvalidInput("peak_memory needs a CUDA device, and this machine has none. Use saved_activation_bytes.")
     torch.cuda.synchronize(device)

@@ -21,9 +21,9 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
         InvalidInput: the lengths differ, a score is not a finite number, or all scores of one list are equal,
             which leaves no order to compare.
     """
+    if len(a) != len(b):
+        raise InvalidInput(f"Expected two lists of the same length, got {len(a)} and {len(b)} scores.")
     scores = {"a": np.asarray(a, dtype=float), "b": np.asarray(b, dtype=float)}
-    if scores["a"].ndim != 1 or scores["a"].shape != scores["b"].shape:
-        raise InvalidInput(f"Expected two lists of the same length, got {scores['a'].shape} and {scores['b'].shape}.")
     for name, values in scores.items():
         if not np.isfinite(values).all():
             raise InvalidInput(f"{name}: expected finite numbers, got {values[~np.isfinite(values)][0]}.")

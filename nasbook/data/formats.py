@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 from numpy import ndarray
+from numpy.typing import NDArray
 
 from nasbook.errors import DataError
 
@@ -77,18 +78,17 @@ def parse_cifar(
 def parse_svhn(content: bytes) -> tuple[UInt8[ndarray, "images 3 32 32"], Integer[ndarray, " images"]]:
     """Reads SVHN's cropped digits: ``X`` with the axes row, column, channel, image; ``y`` with 10 for the digit 0."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
         return arrays["X"].transpose(3, 2, 0, 1), arrays["y"].reshape(-1) % 10
     except KeyError as error:
         raise DataError(f"the .mat file has no {error}") from None
-    except (MatReadError, ValueError, TypeError, EOFError, OSError, zlib.error, NotImplementedError) as error:
+    except Exception as error:  # scipy does not say what it raises on a damaged file, and it is many things
         raise DataError(f"not a readable .mat file of SVHN ({' '.join(str(error).split())})") from None
 
 
-def read_npz(path: Path) -> dict[str, ndarray[Any, Any]]:
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """Reads the four arrays of an ``.npz`` file; never unpickles."""
     if not path.exists():
         raise DataError(f"There is no file {path}.")
@@ -99,7 +99,8 @@ def read_npz(path: Path) -> dict[str, ndarray[Any, Any]]:
             names = list(archive.files)
             for name in ARRAYS:
                 if name not in names:
-                    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                    others = [other for other in names if other not in ARRAYS]
+                    nearest = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
                     hint = f"Is it {nearest[0]!r}? Then rename that" if nearest else f"It has: {', '.join(names)}"
                     raise DataError(f"{path}: the array {name!r} is missing. {hint}.")
             return {name: archive[name] for name in ARRAYS}

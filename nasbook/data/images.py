@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, UInt8
 from numpy import ndarray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nasbook.data.augmentation import Augmentation
@@ -178,7 +179,7 @@ def load_images(
     return _image_data(name, arrays, "torchvision", name).to(device)
 
 
-def _parse(name: str, contents: Sequence[bytes]) -> dict[str, ndarray[Any, Any]]:
+def _parse(name: str, contents: Sequence[bytes]) -> dict[str, NDArray[Any]]:
     """The four arrays from the contents of a set's official files, in the order of ``FILES``."""
     if name == "svhn":
         train, test = map(parse_svhn, contents)
@@ -195,7 +196,7 @@ def _parse(name: str, contents: Sequence[bytes]) -> dict[str, ndarray[Any, Any]]
     return dict(zip(ARRAYS, (*train, *test), strict=True))
 
 
-def _digits() -> dict[str, ndarray[Any, Any]]:
+def _digits() -> dict[str, NDArray[Any]]:
     """scikit-learn's digits, every class divided in the same proportion, without any randomness."""
     from sklearn.datasets import load_digits
 
@@ -227,7 +228,7 @@ def _first_of_each_class(labels: Int64[Tensor, " images"], count: int, part: str
     return turn.argsort(stable=True)[:count].sort().values
 
 
-def _image_data(name: str, arrays: Mapping[str, ndarray[Any, Any]], source: str, where: str) -> ImageData:
+def _image_data(name: str, arrays: Mapping[str, NDArray[Any]], source: str, where: str) -> ImageData:
     """Checks the four arrays and measures what is derived from them. ``where`` begins the error messages."""
     for part in ("train", "test"):
         _check(arrays[f"{part}_images"], arrays[f"{part}_labels"], where, part)
@@ -267,7 +268,7 @@ def _image_data(name: str, arrays: Mapping[str, ndarray[Any, Any]], source: str,
     )
 
 
-def _check(images: ndarray[Any, Any], labels: ndarray[Any, Any], where: str, part: str) -> None:
+def _check(images: NDArray[Any], labels: NDArray[Any], where: str, part: str) -> None:
     """Raises :class:`DataError` unless this part is made of square NCHW uint8 images with one label each."""
     if images.dtype != np.uint8:
         raise DataError(f"{where}: {part}_images: expected uint8 (0 to 255), got {images.dtype}.")
