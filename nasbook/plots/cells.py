@@ -256,7 +256,7 @@ def cell_axes(layout_size: tuple[float, float], ax: Axes | None, title: str | No
         top = 0.26 if title else 0.0
         figure = Figure(figsize=(PAGE_WIDTH, height + top))
         ax = figure.add_axes((0.0, 0.0, 1.0, height / (height + top)))
-    box = ax.get_position()
+    box = ax.get_position(original=True)  # not what an earlier drawing made of it
     parent = figure_of(ax)
     full_width, full_height = parent.get_size_inches()
     scale = min(1.0, box.width * full_width / width, box.height * full_height / height)

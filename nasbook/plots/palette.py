@@ -54,6 +54,8 @@ _STYLE: Any = {
     # Not a default: matplotlib re-reads it after every save, and then moves axes that were placed by hand.
     "figure.constrained_layout.use": False,
     "figure.autolayout": False,
+    "figure.subplot.bottom": 0.16,
+    "figure.subplot.left": 0.1,
     "savefig.facecolor": "white",
     "savefig.dpi": 160,
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same

@@ -212,3 +212,16 @@ def test_the_explorer_says_how_to_get_ipywidgets(make_history: History, monkeypa
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InvalidInput, match="pip install 'nasbook"):
         explore_search(make_history(epochs=1))
+
+
+def test_every_frame_is_drawn_at_the_same_size(make_history: History) -> None:
+    history = make_history(epochs=3)
+    animation: Any = animate_search(history)
+    sizes = []
+    figure: Figure = animation._fig
+    for report in history:
+        animation._func(report)
+        figure.savefig(io.BytesIO(), format="png")  # settles the aspect, as the writer does
+        sizes.append([text.get_fontsize() for text in figure.axes[0].texts])
+    assert {float(size) for frame in sizes for size in frame} == {8.0, 9.0}
+    show_animation(animation, "Three frames.")
