@@ -1,12 +1,13 @@
 """Refreshes book/_static/vendor: the scripts that pages need, so that the site asks no other host for them.
 
 Run by hand when a version changes (``make vendor``, needs npm); the result is committed. Each package is
-fetched with ``npm pack`` and checked against the index's own checksum by npm. Nothing in it is edited; only
-files that pages can load, and the licences, are kept (about 6 MB).
+fetched with ``npm pack`` and checked against the index's own checksum by npm. Only files that
+pages can load, and the licences, are kept (about 6 MB), unedited but for EDITS.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +22,27 @@ PACKAGES = {
     "requirejs@2.3.7": ("requirejs", ["require.js"]),
     "@jupyter-widgets/html-manager@1.0.14": ("widgets", ["LICENSE", "dist/embed-amd.js", "dist/*.woff2"]),
 }
+
+# (file, pattern, replacement, count). The widget manager looks for its icons beside the *page*, at an address made of
+# its package's name; nasbook.js says where they stand.
+EDITS = [
+    (
+        "widgets/dist/embed-amd.js",
+        r"new URL\((\w+\.uri),document\.location\)",
+        r"new URL(window.__jupyter_widgets_assets_path__||\1,document.location)",
+        5,
+    )
+]
+
+
+def edit() -> None:
+    """Applies EDITS, and stops when a new version of a file has no such place."""
+    for name, pattern, replacement, count in EDITS:
+        path = VENDOR / name
+        text, done = re.subn(pattern, replacement, path.read_text(encoding="utf-8"))
+        if done != count:
+            raise SystemExit(f"{name}: {done} places to edit, expected {count}")
+        path.write_text(text, encoding="utf-8")
 
 
 def vendor(package: str, folder: Path, patterns: list[str]) -> int:
@@ -51,7 +73,9 @@ def main() -> None:
         size = vendor(package, VENDOR / name, patterns)
         lines.append(f"* `{name}/`: npm package {package}, {size / 1e6:.1f} MB")
         print(lines[-1])
-    lines += ["", "Licences: MathJax Apache-2.0, RequireJS MIT (in the file's head), the widget manager BSD-3-Clause,"]
+    edit()
+    lines += ["", "Edited by `tools/vendor.py`: where widgets/dist/embed-amd.js looks for its icons.", ""]
+    lines += ["Licences: MathJax Apache-2.0, RequireJS MIT (in the file's head), the widget manager BSD-3-Clause,"]
     lines += ["its icons (Font Awesome Free) SIL OFL 1.1 and CC BY 4.0."]
     (VENDOR / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
