@@ -82,6 +82,14 @@ def test_a_crop_shows_black_and_cutout_shows_the_mean():
     assert images[:, 1].unique().tolist() == [-2, 0, 6]
 
 
+def test_every_batch_is_augmented_anew():
+    same = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(32, 1, 8, 8)
+    batches = Loader(same, torch.zeros(32, dtype=torch.int64), 16, mean=(0.0,), std=(1.0,), seed=0,
+                     augmentation=Augmentation(crop_padding=2))
+    seen = [batches.batch(index)[0] for index in range(4)]
+    assert all(not torch.equal(one, other) for number, one in enumerate(seen) for other in seen[:number])
+
+
 def test_errors():
     with pytest.raises(InvalidInput, match="^A batch of 21 needs at least as many images, got 20. Lower"):
         loader(20, 21)
