@@ -74,12 +74,13 @@ class FactorizedReduction(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, affine: bool = True) -> None:
         super().__init__()
+        self.activation = nn.ReLU()
         self.convolution = nn.Conv2d(inputs, outputs // 2, 1, stride=2, bias=False)
         self.shifted_convolution = nn.Conv2d(inputs, outputs - outputs // 2, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(outputs, affine=affine)
 
     def forward(self, x: Image) -> Float[Tensor, "batch outputs half_height half_width"]:
-        x = F.relu(x)
+        x = self.activation(x)
         # At odd sizes the shifted view would come out one short; a row of zeros makes both halves agree.
         shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         return self.norm(torch.cat([self.convolution(x), self.shifted_convolution(shifted)], dim=1))

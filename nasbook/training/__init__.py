@@ -20,6 +20,7 @@ from nasbook.training.checkpoints import (
     restore_random_state,
     save_checkpoint,
 )
+from nasbook.training.driver import drive
 from nasbook.training.fit import Fit, FitConfig, check_classes, evaluate, fit
 from nasbook.training.run import EpochReport, Resumable, Run, accuracy, cosine
 
@@ -42,6 +43,7 @@ __all__ = [
     "accuracy",
     "check_classes",
     "cosine",
+    "drive",
     "evaluate",
     "fit",
     "kept_statistics",

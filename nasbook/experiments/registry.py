@@ -1,0 +1,132 @@
+"""The registry of experiments: every table and figure of the book as a function of scale and seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasbook.data import ImageData, load_images
+from nasbook.errors import unknown_name
+from nasbook.experiments.records import Measurement, Record, measure, save_measurement
+from nasbook.experiments.scale import Scale, get_scale
+from nasbook.experiments.verdicts import Verdict
+from nasbook.training import Resumable, drive
+
+@dataclass
+class Workplace:
+    """What an experiment is given."""
+
+    scale: Scale
+    """How large."""
+    seed: int
+    """Of everything random."""
+    source: str
+    """Name or path of the data set."""
+    device: torch.device | str = "cpu"
+    """Where to run."""
+    folder: Path | None = None
+    """Where checkpoints are kept; None keeps none."""
+    progress: bool = False
+    """Whether to draw progress bars."""
+    loaded: ImageData | None = None
+    """The images, once an experiment has asked for them."""
+
+    @property
+    def data(self) -> ImageData:
+        """Images on the device, cut to the scale; loaded when first asked for."""
+        if self.loaded is None:
+            whole = load_images(self.source, device=self.device)
+            self.loaded = whole.take(self.scale.train_images, self.scale.test_images)
+        return self.loaded
+
+    def drive(self, run: Resumable, name: str) -> None:
+        """Takes a run of this experiment to its end, going on from its checkpoint if there is one."""
+        checkpoint = None if self.folder is None else self.folder / f"{name}.seed{self.seed}.checkpoint"
+        drive(run, checkpoint=checkpoint, resume=True, label=f"{name} (seed {self.seed})", progress=self.progress)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure."""
+
+    name: str
+    """As ``nasbook reproduce`` takes it."""
+    title: str
+    """One line for a list."""
+    chapter: str
+    """The chapter that shows it."""
+    run: Callable[[Workplace], dict[str, Any]]
+    """Makes one measurement; returns plain values."""
+    judges: dict[str, Callable[[Record], Verdict]] = field(default_factory=dict)
+    """For each claim that the experiment checks, the verdict as a function of the record."""
+    seeded: bool = True
+    """False for exact computations, which one seed settles."""
+
+    def seeds(self, scale: Scale) -> int:
+        """How many seeds a record needs before it is judged."""
+        return scale.seeds if self.seeded else 1
+
+
+_EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def register(experiment: Experiment) -> Experiment:
+    """Adds an experiment to the registry."""
+    _EXPERIMENTS[experiment.name] = experiment
+    return experiment
+
+
+def list_experiments() -> tuple[Experiment, ...]:
+    """All experiments, in the order of the book."""
+    return tuple(_EXPERIMENTS.values())
+
+
+def get_experiment(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        InvalidInput: there is none; the message has the nearest names.
+    """
+    if name not in _EXPERIMENTS:
+        raise unknown_name("experiment", name, _EXPERIMENTS)
+    return _EXPERIMENTS[name]
+
+
+def reproduce(
+    name: str,
+    scale: str | Scale | None = None,
+    seed: int = 0,
+    *,
+    data: str | None = None,
+    device: torch.device | str = "cpu",
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Measurement:
+    """Makes one measurement of an experiment.
+
+    Args:
+        name: from :func:`list_experiments`.
+        scale: a scale or its name; None takes ``NASBOOK_SCALE``, or ``quick``.
+        seed: of everything random.
+        data: another source of the scale's data set (an ``.npz`` of the same content); None takes the scale's.
+        device: where to run.
+        folder: where checkpoints are kept and the record is written; with it, an interrupted call goes on.
+        progress: whether to draw progress bars.
+
+    Raises:
+        InvalidInput: unknown experiment or scale, or a record in ``folder`` that does not fit.
+        DataError: the data can't be had.
+    """
+    experiment = get_experiment(name)
+    scale = scale if isinstance(scale, Scale) else get_scale(scale)
+    checkpoints = None if folder is None else Path(folder) / f"{name}.{scale.name}"
+    workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
+    measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.loaded, device)
+    if folder is not None:
+        save_measurement(name, scale, measurement, folder)
+    return measurement

@@ -1,0 +1,179 @@
+"""Scales: how much data, how many cells, how many epochs. The algorithm is the same at every scale."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from nasbook.errors import InvalidInput, unknown_name
+from nasbook.genotypes import DARTS_OPERATIONS, Space
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers of one size of the experiments on image cells."""
+
+    name: str
+    """``quick``, ``laptop``, ``gpu`` or ``paper``."""
+    data: str
+    """Name of the data set, as :func:`nasbook.data.load_images` takes it."""
+    train_images: int | None
+    """How many training images are used, balanced over the classes; None for all."""
+    test_images: int | None
+    """How many test images are used, balanced over the classes; None for all."""
+    seeds: int
+    """How many seeds a record needs before a trend is judged; at least 3."""
+    operations: tuple[str, ...]
+    """Candidates on every edge."""
+    nodes: int
+    """Intermediate nodes of a cell."""
+    order: str
+    """Form of the architecture gradient, as in :data:`nasbook.methods.darts.UPDATES`."""
+    search_epochs: int
+    """Epochs of a search."""
+    long_search_epochs: int
+    """Epochs of the search that is left to run on purpose, to see whether it collapses."""
+    search_batch: int
+    """Images a step in a search."""
+    search_channels: int
+    """Channels of the supernet's first cell, C."""
+    search_cells: int
+    """Cells of the supernet, L."""
+    architecture_learning_rate: float
+    """Of Adam on α. Adam's steps are about as long as its rate, so rate × steps says how far α can move: 5.9 in
+    the paper (3e-4 × 50 epochs × 390 steps). Every scale keeps that product for ``search_epochs``."""
+    epochs: int
+    """Epochs of training a derived network."""
+    batch: int
+    """Images a step in training a derived network."""
+    channels: int
+    """Channels of the derived network's first cell, C."""
+    cells: int
+    """Cells of the derived network, L."""
+    auxiliary: bool
+    """Whether the derived network trains with an auxiliary head (needs images of 32 pixels)."""
+    drop_path: float
+    """Drop rate of edges at the last epoch."""
+    cutout: int
+    """Side of the square that cutout erases, in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 3:
+            raise InvalidInput(f"A trend needs at least 3 seeds, got {self.seeds}.")
+
+    @property
+    def space(self) -> Space:
+        """The cell space of this scale."""
+        return Space(self.operations, self.nodes)
+
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="quick",
+            data="digits",
+            train_images=None,
+            test_images=None,
+            seeds=3,
+            operations=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"),
+            nodes=3,
+            order="first-order",
+            search_epochs=15,
+            long_search_epochs=45,
+            search_batch=64,
+            search_channels=4,
+            search_cells=3,
+            architecture_learning_rate=4e-2,
+            epochs=8,
+            batch=64,
+            channels=4,
+            cells=3,
+            auxiliary=False,
+            drop_path=0.0,
+            cutout=0,
+        ),
+        Scale(
+            name="laptop",
+            data="fashion-mnist",
+            train_images=2000,
+            test_images=2000,
+            seeds=3,
+            operations=DARTS_OPERATIONS,
+            nodes=4,
+            order="first-order",
+            search_epochs=15,
+            long_search_epochs=30,
+            search_batch=64,
+            search_channels=8,
+            search_cells=5,
+            architecture_learning_rate=2.6e-2,
+            epochs=20,
+            batch=64,
+            channels=16,
+            cells=5,
+            auxiliary=False,
+            drop_path=0.0,
+            cutout=8,
+        ),
+        Scale(
+            name="gpu",
+            data="cifar10",
+            train_images=None,
+            test_images=None,
+            seeds=3,
+            operations=DARTS_OPERATIONS,
+            nodes=4,
+            order="first-order",
+            search_epochs=25,
+            long_search_epochs=100,
+            search_batch=256,
+            search_channels=16,
+            search_cells=8,
+            architecture_learning_rate=2.4e-3,
+            epochs=50,
+            batch=128,
+            channels=36,
+            cells=8,
+            auxiliary=True,
+            drop_path=0.1,
+            cutout=16,
+        ),
+        Scale(
+            name="paper",
+            data="cifar10",
+            train_images=None,
+            test_images=None,
+            seeds=4,
+            operations=DARTS_OPERATIONS,
+            nodes=4,
+            order="second-order",
+            search_epochs=50,
+            long_search_epochs=200,
+            search_batch=64,
+            search_channels=16,
+            search_cells=8,
+            architecture_learning_rate=3e-4,
+            epochs=600,
+            batch=96,
+            channels=36,
+            cells=20,
+            auxiliary=True,
+            drop_path=0.2,
+            cutout=16,
+        ),
+    )
+}
+"""The four scales by name."""
+
+
+def get_scale(name: str | None = None) -> Scale:
+    """The scale of that name; None takes ``NASBOOK_SCALE``, or ``quick`` where it is not set.
+
+    Raises:
+        InvalidInput: there is no such scale.
+    """
+    name = name or os.environ.get("NASBOOK_SCALE") or "quick"
+    if name not in SCALES:
+        raise unknown_name("scale", name, SCALES)
+    return SCALES[name]
