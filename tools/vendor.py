@@ -30,7 +30,7 @@ EDITS = [
         "widgets/dist/embed-amd.js",
         r"new URL\((\w+\.uri),document\.location\)",
         r"new URL(window.__jupyter_widgets_assets_path__||\1,document.location)",
-        5,
+        6,
     )
 ]
 
