@@ -18,7 +18,7 @@ def seeded(seed: int, device: str = "cpu") -> torch.Generator:
 
 def one_by_one(images: torch.Tensor, augmentation: Augmentation, generator: torch.Generator) -> torch.Tensor:
     """The same draws in the same order, then a loop with slices as one would write it for one image."""
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     padding, side = augmentation.crop_padding, augmentation.cutout
 
     def draw(limit: int) -> list[int]:

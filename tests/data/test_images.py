@@ -265,11 +265,11 @@ def test_npz(tmp_path):
         ({"test_images": np.zeros((5, 8, 8), np.uint8)},
          "test_images: expected the axes image, channel, row, column; got the shape (5, 8, 8)."),
         ({"train_images": np.zeros((12, 8, 8, 3), np.uint8)},
-         "train_images: expected square images as image, channel, row, column; got the shape (12, 8, 8, 3). "
-         "Move the channels before the rows."),
+         ("train_images: expected square images as image, channel, row, column; got the shape (12, 8, 8, 3). "
+         "Move the channels before the rows.")),
         ({"train_images": np.zeros((12, 3, 8, 6), np.uint8)},
-         "train_images: expected square images as image, channel, row, column; got the shape (12, 3, 8, 6). "
-         "Make them square."),
+         ("train_images: expected square images as image, channel, row, column; got the shape (12, 3, 8, 6). "
+         "Make them square.")),
         ({"test_images": np.zeros((0, 3, 8, 8), np.uint8), "test_labels": np.zeros(0, int)},
          "test_images is empty, its shape is (0, 3, 8, 8)."),
         ({"test_images": random_images(5, 1, 8, 0)}, "train_images are 3×8×8 and test_images 1×8×8."),
