@@ -100,6 +100,7 @@ def measure(
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    commit = _commit()  # before the run: the repository may move on while it lasts
     start = time.perf_counter()
     values = run()
     seconds = time.perf_counter() - start
@@ -110,7 +111,7 @@ def measure(
         memory, hardware = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _processor()
     provenance = Provenance(
         nasbook=nasbook.__version__,
-        commit=_commit(),
+        commit=commit,
         torch=torch.__version__,
         python=platform.python_version(),
         hardware=hardware,

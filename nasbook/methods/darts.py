@@ -1,7 +1,7 @@
 """DARTS: differentiable architecture search (Liu, Simonyan & Yang, ICLR 2019).
 
 Chapter 1. The machine as it is: a softmax over the candidates (Eq. 2), a bilevel problem (Eq. 3, 4) whose
-inner solution is one gradient step (Eq. 5), first order or second order (Eq. 7), and the two strongest
+inner solution is one gradient step (Eq. 6), first order or second order (Eq. 7), and the two strongest
 edges of every node at the end (§2.4).
 """
 
@@ -30,7 +30,7 @@ UPDATES: dict[str, type[BilevelUpdate]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """How DARTS searches. Defaults are the paper's for CIFAR-10 (appendix A.1)."""
+    """How DARTS searches. Defaults are the paper's for CIFAR-10 (appendix A.1) or, where it is silent, the code's."""
 
     epochs: int = 50
     """Passes over the training share."""

@@ -2,7 +2,7 @@
 
 The problem (Eq. 3, 4):  min_α L_val(w*(α), α)   with   w*(α) = argmin_w L_train(w, α).
 
-Every update here replaces w* by one step of gradient descent, w′ = w − ξ ∇_w L_train(w, α) (Eq. 5), and
+Every update here replaces w* by one step of gradient descent, w′ = w − ξ ∇_w L_train(w, α) (Eq. 6), and
 they differ in how much of the gradient through that step they keep:
 
 * :class:`FirstOrder` keeps none (ξ = 0);
@@ -158,7 +158,7 @@ class FirstOrder(BilevelUpdate):
 
 
 class UnrolledUpdate(BilevelUpdate):
-    """The gradient through one unrolled step (Eq. 6, 7):
+    """The gradient through one unrolled step (Eq. 7):
 
     ∇_α L_val(w′, α) − ξ ∇²_{α,w} L_train(w, α) ∇_{w′} L_val(w′, α).
 
@@ -191,7 +191,7 @@ class UnrolledUpdate(BilevelUpdate):
         """∇_w L_train(w, α), and the function v ↦ ∇²_{α,w} L_train(w, α)·v."""
 
     def unrolled_weights(self, gradients: Gradients) -> Gradients:
-        """w′ of Eq. 5, detached, ready to be differentiated by."""
+        """w′ of Eq. 7, detached, ready to be differentiated by."""
         unrolled = []
         for group in self.weight_optimizer.param_groups:
             xi = group["lr"] if self.xi is None else self.xi
