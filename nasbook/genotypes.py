@@ -196,6 +196,8 @@ class Genotype:
             document = json.loads(text)
         except json.JSONDecodeError as error:
             raise InvalidInput(f"Not valid JSON (line {error.lineno}, column {error.colno}): {error.msg}.") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of open brackets
+            raise InvalidInput("Not genotype JSON: a number is too long or the nesting too deep.") from None
         _expect_fields(document, "the genotype", ("format", "version", "cells"))
         if document["format"] != _FORMAT:
             raise InvalidInput(f"format: expected {_FORMAT!r}, got {document['format']!r}.")
@@ -283,7 +285,7 @@ def parse_darts(text: str) -> Genotype:
     form = "Genotype(normal=[('operation', source), …], normal_concat=…, reduce=[…], reduce_concat=…)"
     try:
         statement = ast.parse(text.strip()).body[0]
-    except (SyntaxError, IndexError, ValueError):
+    except (SyntaxError, IndexError, ValueError, RecursionError, MemoryError):  # the last two: absurd nesting
         raise InvalidInput(f"Not a DARTS genotype. Expected {form}.") from None
     call = getattr(statement, "value", None)
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
@@ -314,10 +316,11 @@ def _darts_cell(field: str, pairs: ast.expr, concat: ast.expr) -> CellGenotype:
     edges = tuple(Edge(source, 2 + number // 2, name) for number, (name, source) in enumerate(chosen))
     try:
         if isinstance(concat, ast.Call) and isinstance(concat.func, ast.Name) and concat.func.id == "range":
-            output = tuple(range(*(ast.literal_eval(argument) for argument in concat.args)))
+            named: Sequence[int] = range(*(ast.literal_eval(argument) for argument in concat.args))
         else:
-            output = tuple(ast.literal_eval(concat))
-    except (ValueError, TypeError, SyntaxError):
+            named = ast.literal_eval(concat)
+        output = tuple(named[: len(edges) + 1])  # a few too many are enough to be refused
+    except (ValueError, TypeError, SyntaxError, KeyError):
         raise InvalidInput(f"{field}_concat: expected range(…) or a list of node numbers.") from None
     try:
         return CellGenotype(edges, nodes=len(chosen) // 2, output=output)

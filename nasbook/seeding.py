@@ -29,7 +29,9 @@ def seed_everything(seed: int, threads: int | None = 1) -> None:
 
 def fold_seed(seed: int, *stream: int | str) -> int:
     """A seed in 0..2⁶³−1 for one stream of a run, a pure function of its arguments."""
-    text = repr((int(seed), *stream)).encode()
+    # int() makes NumPy's integers plain: their repr differs between versions of NumPy.
+    plain = (part if isinstance(part, str) else int(part) for part in stream)
+    text = repr((int(seed), *plain)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.errors import require_positive, unknown_name
+from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
 StemName = Literal["cifar", "imagenet"]
@@ -134,4 +134,6 @@ def build_stem(name: StemName | str, in_channels: int, channels: int) -> CifarSt
     if name not in stems:
         raise unknown_name("stem", name, stems)
     require_positive(in_channels=in_channels, channels=channels)
+    if name == "imagenet" and channels < 2:
+        raise InvalidInput(f"The imagenet stem needs channels of at least 2, got {channels}.")
     return stems[name](in_channels, channels)

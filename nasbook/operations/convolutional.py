@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nasbook.errors import InvalidInput
+
 Image = Float[Tensor, "batch channels height width"]
 
 
@@ -74,6 +76,8 @@ class FactorizedReduction(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, affine: bool = True) -> None:
         super().__init__()
+        if outputs < 2:
+            raise InvalidInput(f"A factorised reduction needs at least 2 output channels, got {outputs}.")
         self.activation = nn.ReLU()
         self.convolution = nn.Conv2d(inputs, outputs // 2, 1, stride=2, bias=False)
         self.shifted_convolution = nn.Conv2d(inputs, outputs - outputs // 2, 1, stride=2, bias=False)

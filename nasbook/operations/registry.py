@@ -94,7 +94,7 @@ def build_operation(name: str, channels: int, stride: int = 1, affine: bool = Tr
             they would compete with the architecture parameters.
 
     Raises:
-        InvalidInput: unknown name, channels below 1, or another stride.
+        InvalidInput: unknown name, channels below 1 (2 for a skip connection of stride 2), or another stride.
     """
     operation = get_operation(name)
     if channels < 1:

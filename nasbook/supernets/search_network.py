@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.errors import InvalidInput, require_positive
+from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space
 from nasbook.networks import StemName, build_stem, stack_cells
 from nasbook.supernets.cells import SearchCell
@@ -32,7 +32,8 @@ class SearchNetwork(nn.Module):
         relaxation: builds the relaxation of one kind of cell from the space.
 
     Raises:
-        InvalidInput: sizes below 1, an unknown operation or stem, or a space that is not convolutional.
+        InvalidInput: sizes below 1, an unknown operation or stem, or a space that is not convolutional
+            or lacks a kind of cell that the stack needs.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class SearchNetwork(nn.Module):
         self.space = space
         self.stem = build_stem(stem, in_channels, channels)
         placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
+        for placement in placements:
+            if placement.kind not in space.kinds:
+                raise unknown_name("kind of cell in this space", placement.kind, space.kinds)
         self.cells = nn.ModuleList(SearchCell(space, placement) for placement in placements)
         self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
         self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})

@@ -184,6 +184,14 @@ class UnrolledUpdate(BilevelUpdate):
             raise InvalidInput(
                 f"An unrolled step repeats torch.optim.SGD's; the weight optimiser is {type(weight_optimizer).__name__}."
             )
+        if len(weight_optimizer.param_groups) != 1:
+            raise InvalidInput(
+                f"An unrolled step has one length ξ; give the weight optimiser one parameter group, "
+                f"not {len(weight_optimizer.param_groups)}."
+            )
+        for option in ("dampening", "nesterov", "maximize"):
+            if weight_optimizer.param_groups[0][option]:
+                raise InvalidInput(f"An unrolled step knows momentum and weight decay, but not {option}; leave it out.")
         self.xi = xi
 
     @abstractmethod
@@ -197,7 +205,7 @@ class UnrolledUpdate(BilevelUpdate):
             xi = group["lr"] if self.xi is None else self.xi
             for weight in group["params"]:
                 gradient = gradients[len(unrolled)].detach()
-                buffer = self.weight_optimizer.state[weight].get("momentum_buffer")
+                buffer = self.weight_optimizer.state.get(weight, {}).get("momentum_buffer")
                 velocity = 0 if buffer is None else group["momentum"] * buffer
                 step = velocity + gradient + group["weight_decay"] * weight.detach()
                 unrolled.append((weight.detach() - xi * step).requires_grad_())
@@ -316,9 +324,13 @@ def _grad(loss: Tensor, parameters: tuple[Tensor, ...], create_graph: bool = Fal
 
 def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: tuple[nn.Parameter, ...]) -> None:
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    if held != [id(parameter) for parameter in expected]:
+    own = [id(parameter) for parameter in expected]
+    if held != own:
         kind = "weights()" if name == "weight_optimizer" else "architecture()"
+        foreign, missing = len(set(held) - set(own)), len(set(own) - set(held))
+        what = "them in another order"
+        if foreign or missing:
+            what = f"{foreign} that are not in it and lacks {missing} of it"
         raise InvalidInput(
-            f"{name} holds {len(held)} parameters, but the network's {kind} are {len(expected)}; "
-            f"give it network.{kind} and nothing else."
+            f"{name} must hold network.{kind} and nothing else, {len(own)} parameters; it holds {what}."
         )

@@ -196,8 +196,10 @@ def fit(
 def evaluate(
     network: nn.Module, images: Tensor, labels: Tensor, data: ImageData, batch_size: int = 512
 ) -> tuple[float, float]:
-    """Mean cross entropy and accuracy in evaluation mode; the network's mode is put back."""
-    training = network.training
+    """Mean cross entropy and accuracy in evaluation mode; the mode of every module is put back."""
+    if not len(images):
+        raise InvalidInput("There is no image to evaluate on.")
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     loss = images.new_zeros((), dtype=torch.float32)
     correct = images.new_zeros((), dtype=torch.float32)
@@ -207,7 +209,8 @@ def evaluate(
             loss += F.cross_entropy(logits, targets, reduction="sum")
             correct += (logits.argmax(-1) == targets).sum()
     finally:
-        network.train(training)
+        for module, training in modes.items():
+            module.training = training
     return float(loss) / len(images), float(correct) / len(images)
 
 
