@@ -3,6 +3,7 @@
 from nasbook.experiments import differentiable_search
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
 from nasbook.experiments.differentiable_search import (
+    SEARCH_CONFIGS,
     autograd_hypergradient,
     derived_network,
     fit_config,
@@ -34,6 +35,7 @@ from nasbook.experiments.verdicts import Status, Verdict
 __all__ = [
     "CLAIMS",
     "SCALES",
+    "SEARCH_CONFIGS",
     "Claim",
     "Experiment",
     "Measurement",

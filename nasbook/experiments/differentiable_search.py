@@ -17,7 +17,7 @@ from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.experiments.scale import Scale
 from nasbook.experiments.verdicts import Verdict, exact, mean_and_error, one_sided_p, trend
 from nasbook.genotypes import DARTS_SPACE, PUBLISHED, Genotype, Space, count_cells, random_genotype
-from nasbook.methods import darts
+from nasbook.methods import darts, random_search
 from nasbook.networks import DerivedNetwork
 from nasbook.seeding import fold_seed, generator
 from nasbook.supernets import SearchNetwork
@@ -236,6 +236,22 @@ def search_config(scale: Scale, epochs: int | None = None) -> darts.Config:
         order=scale.order,  # type: ignore[arg-type]
         architecture_learning_rate=scale.architecture_learning_rate,
     )
+
+
+def random_search_config(scale: Scale) -> random_search.Config:
+    """Random search at a scale: as many epochs of training in all as DARTS searches, shared by four samples."""
+    epochs = max(1, scale.search_epochs // 4)
+    return random_search.Config(
+        samples=max(1, scale.search_epochs // epochs),
+        epochs=epochs,
+        batch_size=scale.search_batch,
+        channels=scale.search_channels,
+        cells=scale.search_cells,
+    )
+
+
+SEARCH_CONFIGS = {"darts": search_config, "random-search": random_search_config}
+"""How each method searches at a scale, by the method's name."""
 
 
 def fit_config(scale: Scale) -> FitConfig:

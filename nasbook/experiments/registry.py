@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from nasbook.data import ImageData, load_images
-from nasbook.errors import unknown_name
+from nasbook.errors import InvalidInput, unknown_name
 from nasbook.experiments.records import Measurement, Record, measure, save_measurement
 from nasbook.experiments.scale import Scale, get_scale
 from nasbook.experiments.verdicts import Verdict
@@ -30,7 +31,7 @@ class Workplace:
     device: torch.device | str = "cpu"
     """Where to run."""
     folder: Path | None = None
-    """Where checkpoints are kept; None keeps none."""
+    """Where this measurement's checkpoints are kept; None keeps none."""
     progress: bool = False
     """Whether to draw progress bars."""
     loaded: ImageData | None = None
@@ -46,7 +47,7 @@ class Workplace:
 
     def drive(self, run: Resumable, name: str) -> None:
         """Takes a run of this experiment to its end, going on from its checkpoint if there is one."""
-        checkpoint = None if self.folder is None else self.folder / f"{name}.seed{self.seed}.checkpoint"
+        checkpoint = None if self.folder is None else self.folder / f"{name}.pt"
         drive(run, checkpoint=checkpoint, resume=True, label=f"{name} (seed {self.seed})", progress=self.progress)
 
 
@@ -105,6 +106,7 @@ def reproduce(
     data: str | None = None,
     device: torch.device | str = "cpu",
     folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> Measurement:
     """Makes one measurement of an experiment.
@@ -115,18 +117,25 @@ def reproduce(
         seed: of everything random.
         data: another source of the scale's data set (an ``.npz`` of the same content); None takes the scale's.
         device: where to run.
-        folder: where checkpoints are kept and the record is written; with it, an interrupted call goes on.
+        folder: where the record is written, and checkpoints while it lasts; None for neither.
+        resume: go on from the checkpoints of an interrupted call with the same arguments.
         progress: whether to draw progress bars.
 
     Raises:
-        InvalidInput: unknown experiment or scale, or a record in ``folder`` that does not fit.
+        InvalidInput: unknown experiment or scale, a record in ``folder`` that does not fit, or checkpoints
+            there and ``resume`` is not asked for.
         DataError: the data can't be had.
     """
     experiment = get_experiment(name)
     scale = scale if isinstance(scale, Scale) else get_scale(scale)
-    checkpoints = None if folder is None else Path(folder) / f"{name}.{scale.name}"
+    checkpoints = None if folder is None else Path(folder) / "checkpoints" / f"{name}.{scale.name}.seed{seed}"
+    if checkpoints is not None and checkpoints.exists() and not resume:
+        raise InvalidInput(
+            f"{checkpoints} holds an interrupted measurement: resume it (--resume), or delete the folder to begin anew."
+        )
     workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
     measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.loaded, device)
-    if folder is not None:
+    if folder is not None and checkpoints is not None:
         save_measurement(name, scale, measurement, folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)  # the record has what they led to
     return measurement

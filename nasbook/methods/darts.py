@@ -41,7 +41,7 @@ class Config:
     cells: int = 8
     """Number of cells, L."""
     stem: StemName = "cifar"
-    """``cifar`` keeps the resolution, ``imagenet`` divides it by 8."""
+    """cifar keeps the resolution, imagenet divides it by 8."""
     order: Literal["first-order", "second-order", "finite-difference"] = "second-order"
     """Form of the architecture gradient: ξ = 0, the exact product, or DARTS' approximation of it."""
     learning_rate: float = 0.025

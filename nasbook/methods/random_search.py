@@ -36,7 +36,7 @@ class Config:
     cells: int = 8
     """Number of cells, L."""
     stem: StemName = "cifar"
-    """``cifar`` keeps the resolution, ``imagenet`` divides it by 8."""
+    """cifar keeps the resolution, imagenet divides it by 8."""
     learning_rate: float = 0.025
     """Of SGD at the start; annealed to 0 by a cosine for each sample."""
     train_share: float = 0.5
