@@ -60,7 +60,6 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check nasbook tests tools $(wildcard benchmarks) $(NOTEBOOKS)
-	$(BIN)/ruff format --check nasbook tests tools $(wildcard benchmarks)
 	$(BIN)/mypy nasbook
 
 bench: $(STAMP)

@@ -58,7 +58,8 @@ return {
   formulaErrors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
   views: views.length,
   widgets: [...views].filter(v => v.parentElement.querySelector('.jupyter-widgets')).length,
-  labels: [...document.querySelectorAll('.jupyter-widgets .widget-label')].filter(l => l.textContent.includes('$')).length,
+  labels: [...document.querySelectorAll('.jupyter-widgets .widget-label')]
+    .filter(l => l.textContent.includes('$')).length,
   noAlt: images.filter(i => !(i.getAttribute('alt') || '').trim()).map(i => i.src.slice(0, 80)),
   broken: images.filter(i => i.complete && !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 80)),
   colab: [...document.querySelectorAll('a[href*="colab.research.google.com"]')].map(a => a.href),
@@ -68,7 +69,7 @@ return {
 READY = """
 const done = arguments[0];
 const typeset = (window.MathJax && MathJax.startup && MathJax.startup.promise) || Promise.resolve();
-typeset.then(() => setTimeout(done, document.querySelector('script[type*="jupyter.widget-state"]') ? 1500 : 200));
+typeset.then(() => setTimeout(done, document.querySelector('script[type*="jupyter.widget-state"]') ? 1500 : 600));
 """
 
 
@@ -200,7 +201,8 @@ def colab_root() -> str:
     settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
     home = re.search(r"^repository:\n(?:  .*\n)*?  url: *(\S+)", settings, re.M)
     branch = re.search(r"^repository:\n(?:  .*\n)*?  branch: *(\S+)", settings, re.M)
-    assert home and branch, "_config.yml has no repository.url or no repository.branch"
+    if not home or not branch:
+        raise SystemExit("_config.yml has no repository.url or no repository.branch.")
     return f"https://colab.research.google.com/github{urlsplit(home[1]).path}/blob/{branch[1]}"
 
 
@@ -228,7 +230,9 @@ def main() -> None:
                     for page in pages:
                         report = browser.open(f"http://{host}/{page}")
                         for text in problems_of(page, report, host, browser.events()):
-                            problems.setdefault(f"{page} {text}".replace(f"http://{host}", ""), []).append(f"{view} {theme}")
+                            problems.setdefault(f"{page} {text}".replace(f"http://{host}", ""), []).append(
+                                f"{view} {theme}"
+                            )
                         if arguments.screenshots:
                             arguments.screenshots.mkdir(parents=True, exist_ok=True)
                             name = page.removesuffix(".html").replace("/", "-")

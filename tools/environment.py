@@ -88,7 +88,7 @@ def create(folder):
         subprocess.run(command, check=True)
         return
     print("This Python has no ensurepip: fetching pip from %s" % INDEX, flush=True)
-    subprocess.run(command + ["--without-pip"], check=True)
+    subprocess.run([*command, "--without-pip"], check=True)
     with tempfile.TemporaryDirectory() as temporary:
         wheel = fetch_pip(temporary)
         # A wheel is a zip file, and pip's can run from inside it.
@@ -99,7 +99,7 @@ def install(folder):
     """Installs nasbook in place, with its tools, at exactly the versions of constraints.txt."""
     print("Installing the pinned packages (about 3 GB with torch; a minute or two after the downloads)", flush=True)
     pip = [python_of(folder), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run(pip + ["--constraint", "constraints.txt", "--editable", ".[%s]" % EXTRAS], check=True, cwd=ROOT)
+    subprocess.run([*pip, "--constraint", "constraints.txt", "--editable", ".[%s]" % EXTRAS], check=True, cwd=ROOT)
 
 
 def main():
@@ -110,8 +110,10 @@ def main():
             create(folder)
         install(folder)
     except subprocess.CalledProcessError as error:
-        sys.exit("The environment is not complete (exit code %d above). Try again; nothing else was changed."
-                 % error.returncode)
+        sys.exit(
+            "The environment is not complete (exit code %d above). Try again; nothing else was changed."
+            % error.returncode
+        )
 
 
 if __name__ == "__main__":
