@@ -49,15 +49,6 @@ def is_usable(folder):
     return answer.returncode == 0 and answer.stdout.decode().strip() == str(tuple(sys.version_info[:2]))
 
 
-def has_ensurepip():
-    """Whether this Python can put pip into a new environment by itself."""
-    try:
-        import ensurepip
-    except ImportError:
-        return False
-    return bool(ensurepip.version())
-
-
 def fetch_pip(folder):
     """Downloads the pinned pip wheel from the package index into ``folder``; returns its path."""
     page_address = INDEX + "/pip/"
@@ -84,10 +75,10 @@ def fetch_pip(folder):
 def create(folder):
     """Makes an empty environment with pip in ``folder``."""
     command = [sys.executable, "-m", "venv", "--clear", folder]
-    if has_ensurepip():
-        subprocess.run(command, check=True)
+    quiet = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if quiet.returncode == 0 and is_usable(folder):
         return
-    print("This Python has no ensurepip: fetching pip from %s" % INDEX, flush=True)
+    print("This Python can't put pip into an environment: fetching pip from %s" % INDEX, flush=True)
     subprocess.run([*command, "--without-pip"], check=True)
     with tempfile.TemporaryDirectory() as temporary:
         wheel = fetch_pip(temporary)
