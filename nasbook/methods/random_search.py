@@ -120,19 +120,23 @@ class Search(Resumable):
         return fit
 
     def epochs(self) -> Iterator[SearchReport]:
-        self._stopping = False
-        while not self.finished:
-            if self._fit.finished:
-                self._fit = self._start(self.sample)
-            for report in self._fit.epochs():
-                genotype = self.genotype(self.sample)
+        try:
+            while not self.finished:
                 if self._fit.finished:
-                    self._scores.append((report.validation_accuracy, genotype))
-                values = {**report.to_state(), "epoch": len(self.history) + 1}
-                self.history.append(SearchReport(**values, genotype=self._best() or genotype, coefficients={}))
-                yield self.history[-1]
-            if self._stopping:
-                return
+                    self._fit = self._start(self.sample)
+                if self._stopping:
+                    return
+                for report in self._fit.epochs():
+                    genotype = self.genotype(self.sample)
+                    if self._fit.finished:
+                        self._scores.append((report.validation_accuracy, genotype))
+                    values = {**report.to_state(), "epoch": len(self.history) + 1}
+                    self.history.append(SearchReport(**values, genotype=self._best() or genotype, coefficients={}))
+                    yield self.history[-1]
+                if self._stopping:
+                    return
+        finally:
+            self._stopping = False
 
     def _best(self) -> Genotype | None:
         return max(self._scores, key=lambda pair: pair[0])[1] if self._scores else None  # the first of equals

@@ -66,6 +66,7 @@ class GradientSearch(Run, ABC):
         seed: of initial parameters, data order and augmentation.
     """
 
+    network: SearchNetwork
     method: ClassVar[str]
     report_type: ClassVar[type[EpochReport]] = SearchReport
     measurements: ClassVar[tuple[str, ...]] = (

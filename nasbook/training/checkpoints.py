@@ -7,6 +7,7 @@ header differs from its own.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from collections.abc import Mapping
@@ -34,14 +35,13 @@ def save_checkpoint(path: str | os.PathLike[str], header: Mapping[str, Any], sta
     Raises:
         CheckpointError: the file system refuses; the earlier checkpoint is then unchanged.
     """
+    content = io.BytesIO()  # torch hides the reason of a failed write (a full disk), a file object does not
+    torch.save({"format": FORMAT, "version": VERSION, "header": dict(header), "state": dict(state)}, content)
     try:
         with whole_file(path) as file:
-            torch.save({"format": FORMAT, "version": VERSION, "header": dict(header), "state": dict(state)}, file)
+            file.write(content.getbuffer())
     except InvalidInput as error:
         raise CheckpointError(str(error)) from error
-    except RuntimeError as error:  # torch wraps a failed write (a full disk) in a RuntimeError of its own
-        kept = "the earlier checkpoint is unchanged" if Path(path).is_file() else "no file was left there"
-        raise CheckpointError(f"Can't write {path}: {str(error).splitlines()[0]}; {kept}.") from error
     return Path(path)
 
 
@@ -52,12 +52,13 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: the file is missing, damaged, of another version, or of another run; the message
-            names the first entry of the header that differs.
+            names the first entry of the header that differs, down to a single field of the configuration.
     """
     content = read_checkpoint(path, device)
     for name, expected in header.items():
         got = content["header"].get(name)
         if got != expected:
+            name, got, expected = _first_difference(name, got, expected)
             raise CheckpointError(
                 f"{path} is of another run: its {name} is {_short(got)}, this run's is {_short(expected)}. "
                 f"Give the same options as then, or another --out."
@@ -75,14 +76,16 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     except Exception as error:  # a damaged file fails in torch, zipfile or the unpickler, each with its own type
         raise CheckpointError(
             f"{path} is not a readable checkpoint (damaged or not written by nasbook). "
-            f"Delete it to start afresh. First cause: {str(error).splitlines()[0][:120]}"
+            f"Delete it to start afresh. First cause: {_first_line(error)}"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by nasbook.")
+        raise CheckpointError(f"{path} is not a checkpoint of nasbook. Give another file, or another --out.")
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{path} is a checkpoint of version {content.get('version')}, this nasbook reads version {VERSION}."
         )
+    if not all(isinstance(content.get(part), dict) for part in ("header", "state")):
+        raise CheckpointError(f"{path} is incomplete: a checkpoint has a header and a state.")
     return content
 
 
@@ -110,6 +113,18 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
+def _first_difference(name: str, got: Any, expected: Any) -> tuple[str, Any, Any]:
+    """Goes down into dictionaries until the entry that differs: its dotted name and both values."""
+    while isinstance(got, dict) and isinstance(expected, dict):
+        field = next(f for f in [*expected, *got] if f not in got or f not in expected or got[f] != expected[f])
+        name, got, expected = f"{name}.{field}", got.get(field), expected.get(field)
+    return name, got, expected
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -114,7 +115,7 @@ class Fit(Run):
             if held_out is None
             else (data.train_images[held_out], data.train_labels[held_out])
         )
-        self._evaluated = "test" if held_out is None else f"{len(held_out)} training images"
+        self._used = {"trained": _name_indices(train_indices), "evaluated": _name_indices(held_out, "test")}
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
         )
@@ -163,7 +164,7 @@ class Fit(Run):
             "shapes": [list(parameter.shape) for parameter in self.network.parameters()],
             "config": asdict(self.config),
             "data": self.data.checksum,
-            "evaluated": self._evaluated,
+            **self._used,
             "seed": self.seed,
         }
 
@@ -177,6 +178,14 @@ class Fit(Run):
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
+
+
+def _name_indices(indices: Int64[Tensor, " n"] | None, whole: str = "all") -> str:
+    """What tells one choice of images from another in a checkpoint's header."""
+    if indices is None:
+        return whole
+    digest = hashlib.sha256(indices.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return f"{len(indices)} training images, {digest[:16]}"
 
 
 def fit(

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasbook.errors import TrainingDiverged, require_positive
 from nasbook.seeding import fold_seed, seed_everything
@@ -93,7 +93,7 @@ class Resumable(ABC):
         """The means of the current epoch's measurements so far. Waits for the device.
 
         Raises:
-            TrainingDiverged: the loss of a step is not finite.
+            TrainingDiverged: the loss of a step, or a parameter, is not finite.
         """
 
     @abstractmethod
@@ -140,6 +140,8 @@ class Run(Resumable):
         device: where the step's measurements are kept.
     """
 
+    network: nn.Module
+    """What is trained; set by the subclass."""
     report_type: ClassVar[type[EpochReport]] = EpochReport
     measurements: ClassVar[tuple[str, ...]]
     """Names of the columns that :meth:`run_step` measures; the first is the loss that must stay finite."""
@@ -155,6 +157,7 @@ class Run(Resumable):
         self.history = []
         self._seconds = 0.0
         self._stopping = False
+        self._paused: dict[str, Any] | None = None  # the generators' state in the middle of an epoch
         self._measured = torch.zeros(steps, len(self.measurements), device=self.device)
 
     @abstractmethod
@@ -170,34 +173,43 @@ class Run(Resumable):
         """Describes the epoch that has just ended, from the means of its measurements."""
 
     def epochs(self) -> Iterator[Any]:
-        self._stopping = False
-        while not self.finished:
-            if self.step == 0:
-                # A stream of its own for every epoch, so that what the caller draws in between changes nothing.
-                seed_everything(fold_seed(self.seed, "epoch", self.epoch), threads=None)
-                self._measured.zero_()
-                self._seconds = 0.0
-            self.begin_epoch()
-            start = time.perf_counter()
-            while self.step < self.steps_per_epoch:
-                row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
-                self._measured[self.step] = torch.stack([value.detach() for value in row])
-                self.step += 1
-                if self.on_step is not None:
-                    self.on_step(self)
+        try:
+            while not self.finished:
+                self._begin()
+                start = time.perf_counter()
+                while self.step < self.steps_per_epoch:
+                    row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
+                    self._measured[self.step] = torch.stack([value.detach() for value in row])
+                    self.step += 1
+                    if self.on_step is not None:
+                        self.on_step(self)
+                    if self._stopping:
+                        break
+                means = self.means()
+                self._seconds += time.perf_counter() - start
+                if self._stopping and self.step < self.steps_per_epoch:
+                    self._paused = random_state()
+                    return
+                report = self.report(means)
+                self.history.append(report)
+                self.epoch += 1
+                self.step = 0
+                yield report
                 if self._stopping:
-                    break
-            means = self.means()
-            self._seconds += time.perf_counter() - start
-            if self._stopping and self.step < self.steps_per_epoch:
-                return
-            report = self.report(means)
-            self.history.append(report)
-            self.epoch += 1
-            self.step = 0
-            yield report
-            if self._stopping:
-                return
+                    return
+        finally:
+            self._stopping = False  # here, so that a stop() just before the first step counts
+
+    def _begin(self) -> None:
+        """Gives the epoch its random stream, or takes up the one it stopped in: what others draw changes nothing."""
+        if self.step == 0:
+            seed_everything(fold_seed(self.seed, "epoch", self.epoch), threads=None)
+            self._measured.zero_()
+            self._seconds = 0.0
+        elif self._paused is not None:
+            restore_random_state(self._paused)
+        self._paused = None
+        self.begin_epoch()
 
     def stop(self) -> None:
         self._stopping = True
@@ -209,12 +221,17 @@ class Run(Resumable):
         bad = (~torch.isfinite(measured[:, 0])).nonzero()
         if len(bad):
             step = int(bad[0]) + 1
-            raise TrainingDiverged(
-                f"The {self.measurements[0].replace('_', ' ')} became {measured[step - 1, 0].item()} at epoch "
-                f"{self.epoch + 1}, step {step} of {self.steps_per_epoch}. "
-                f"A lower learning rate or a stronger clip usually helps."
-            )
+            raise self._diverged(f"The {self.measurements[0].replace('_', ' ')}", measured[step - 1, 0].item(), step)
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.network.parameters()])
+        if not finite.all():  # a step can break the weights after its own loss was still fine
+            raise self._diverged("A parameter", "infinite or NaN", self.step)
         return dict(zip(self.measurements, measured.mean(0).tolist(), strict=True))
+
+    def _diverged(self, what: str, value: object, step: int) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} became {value} at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. "
+            f"A lower learning rate or a stronger clip usually helps."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -223,7 +240,7 @@ class Run(Resumable):
             "measured": self._measured.clone(),
             "seconds": self._seconds,
             "history": [report.to_state() for report in self.history],
-            "random": random_state(),
+            "random": random_state() if self._paused is None else self._paused,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -232,7 +249,8 @@ class Run(Resumable):
         self._measured = state["measured"].to(self.device)
         self._seconds = state["seconds"]
         self.history = [self.report_type.from_state(report) for report in state["history"]]
-        restore_random_state(state["random"])
+        self._paused = state["random"]
+        restore_random_state(self._paused)
 
 
 def cosine(start: float, end: float, progress: float) -> float:
