@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -108,7 +109,8 @@ def measure(
     if cuda:
         memory, hardware = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     else:
-        memory, hardware = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _processor()
+        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+        memory, hardware = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _processor()
     provenance = Provenance(
         nasbook=nasbook.__version__,
         commit=commit,
@@ -141,14 +143,8 @@ def save_measurement(experiment: str, scale: Scale, measurement: Measurement, fo
     """
     record = Record(experiment, _plain(asdict(scale)), (measurement,))
     path = Path(folder) / record.filename
-    if path.exists():
-        earlier = read_record(path)
-        if earlier.scale != record.scale:
-            changed = sorted(k for k in record.scale if earlier.scale.get(k) != record.scale[k])
-            raise InvalidInput(
-                f"{path} was made with other numbers of the scale ({', '.join(changed)}); "
-                f"move it away to begin a new record."
-            )
+    earlier = earlier_record(experiment, scale, folder)
+    if earlier is not None:
         data = {m.provenance.data_checksum for m in earlier.measurements}
         if data != {measurement.provenance.data_checksum}:
             raise InvalidInput(f"{path} was made with other data; move it away to begin a new record.")
@@ -159,6 +155,26 @@ def save_measurement(experiment: str, scale: Scale, measurement: Measurement, fo
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return path
+
+
+def earlier_record(experiment: str, scale: Scale, folder: str | os.PathLike[str]) -> Record | None:
+    """The record in ``folder`` that a measurement would be added to; None if it would begin a new one.
+
+    Raises:
+        InvalidInput: the record there is damaged, or was made with other numbers of the scale.
+    """
+    numbers = _plain(asdict(scale))
+    path = Path(folder) / Record(experiment, numbers, ()).filename
+    if not path.exists():
+        return None
+    earlier = read_record(path)
+    if earlier.scale != numbers:
+        changed = sorted(k for k in {*numbers, *earlier.scale} if earlier.scale.get(k) != numbers.get(k))
+        raise InvalidInput(
+            f"{path} was made with other numbers of the scale ({', '.join(changed)}); "
+            f"move it away to begin a new record."
+        )
+    return earlier
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
@@ -175,12 +191,16 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         measurements = tuple(
             Measurement(m["seed"], m["values"], Provenance(**m["provenance"])) for m in content["measurements"]
         )
+        if not content["scale"]["name"] or not measurements:
+            raise ValueError("it has no measurement, or its scale has no name")
         return Record(content["experiment"], content["scale"], measurements)
     except OSError as error:
         raise InvalidInput(f"Can't read the record {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InvalidInput):
-            raise
+    except InvalidInput:
+        raise
+    except KeyError as error:
+        raise InvalidInput(f"{path} is not a record of nasbook: the field {error} is missing.") from None
+    except (ValueError, TypeError) as error:
         raise InvalidInput(f"{path} is not a record of nasbook: {error}.") from error
 
 

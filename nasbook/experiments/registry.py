@@ -13,10 +13,11 @@ import torch
 
 from nasbook.data import ImageData, load_images
 from nasbook.errors import InvalidInput, unknown_name
-from nasbook.experiments.records import Measurement, Record, measure, save_measurement
+from nasbook.experiments.records import Measurement, Record, earlier_record, measure, save_measurement
 from nasbook.experiments.scale import Scale, get_scale
 from nasbook.experiments.verdicts import Verdict
 from nasbook.training import Resumable, drive
+
 
 @dataclass
 class Workplace:
@@ -133,6 +134,8 @@ def reproduce(
         raise InvalidInput(
             f"{checkpoints} holds an interrupted measurement: resume it (--resume), or delete the folder to begin anew."
         )
+    if folder is not None:
+        earlier_record(name, scale, folder)  # refused now rather than after the run
     workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
     measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.loaded, device)
     if folder is not None and checkpoints is not None:
