@@ -147,7 +147,8 @@ def _search(arguments: list[str]) -> None:
         config=SEARCH_CONFIGS[name](scale),
     )
     title = (method.__doc__ or "").splitlines()[0]
-    options = _parse(SearchOptions[method.Config], defaults, f"nasbook search {name}", title, rest)
+    kind: Any = SearchOptions  # subscripted with a class that is known only now
+    options = _parse(kind[method.Config], defaults, f"nasbook search {name}", title, rest)
 
     from nasbook.genotypes import Space
     from nasbook.operations import get_operation
@@ -269,9 +270,7 @@ def _reproduce(arguments: list[str]) -> None:
     names = [experiment.name for experiment in list_experiments()]
     name, rest = _positional(arguments, "reproduce", "EXPERIMENT", f"One of: {', '.join(names)}.", names)
     experiment = get_experiment(name)
-    options = _parse(
-        ReproduceOptions, ReproduceOptions(), f"nasbook reproduce {name}", experiment.title + ".", rest
-    )
+    options = _parse(ReproduceOptions, ReproduceOptions(), f"nasbook reproduce {name}", experiment.title + ".", rest)
 
     from nasbook.environment import resolve_device
 

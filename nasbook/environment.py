@@ -45,9 +45,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InvalidInput(f"Unknown device {name!r}. Valid: auto, cpu, cuda, cuda:0 and so on.") from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise InvalidInput(f"Device {name!r} is not here: torch finds {found} CUDA devices. Use --device cpu.")
     if device.type not in ("cpu", "cuda"):

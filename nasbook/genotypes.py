@@ -181,7 +181,7 @@ class Genotype:
             }
             for kind, cell in self.cells
         }
-        body = ",\n".join(f'    {json.dumps(kind)}: {json.dumps(cell)}' for kind, cell in cells.items())
+        body = ",\n".join(f"    {json.dumps(kind)}: {json.dumps(cell)}" for kind, cell in cells.items())
         return f'{{\n  "format": "{_FORMAT}",\n  "version": {_VERSION},\n  "cells": {{\n{body}\n  }}\n}}\n'
 
     @classmethod

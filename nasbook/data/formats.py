@@ -84,7 +84,7 @@ def parse_svhn(content: bytes) -> tuple[UInt8[ndarray, "images 3 32 32"], Intege
         return arrays["X"].transpose(3, 2, 0, 1), arrays["y"].reshape(-1) % 10
     except KeyError as error:
         raise DataError(f"the .mat file has no {error}") from None
-    except Exception as error:  # noqa: BLE001 (scipy raises many kinds on a damaged file and names none)
+    except Exception as error:
         raise DataError(f"not a readable .mat file of SVHN ({' '.join(str(error).split())})") from None
 
 

@@ -32,7 +32,11 @@ def _check_count(answer: Any) -> str | None:
     return "Each node chooses 2 of its n earlier nodes and one of 4 operations on each; multiply over n = 2, 3, 4."
 
 
-register(Exercise("darts.count", CHAPTER, _check_count, (450, 18 * 5**6, 576 * 4**6, 1_037_664_180, 4.0), takes_function=False))
+register(
+    Exercise(
+        "darts.count", CHAPTER, _check_count, (450, 18 * 5**6, 576 * 4**6, 1_037_664_180, 4.0), takes_function=False
+    )
+)
 
 
 # --- the gradient of the softmax --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ def _judge_space(record: Record) -> Verdict:
 
 def _judge_supernet(record: Record) -> Verdict:
     weights, shared = record.values("supernet_weights")[0], record.values("architecture_among_weights")[0]
-    return exact((weights, shared) == (1_930_618, 0), f"{weights:,} weights, {shared} architecture parameters among them")
+    return exact(
+        (weights, shared) == (1_930_618, 0), f"{weights:,} weights, {shared} architecture parameters among them"
+    )
 
 
 def _judge_derived(record: Record) -> Verdict:
@@ -103,7 +106,7 @@ register(
 
 
 def toy_trajectory(xi: float, steps: int = 4000, rate: float = 0.02) -> np.ndarray:
-    """(steps + 1, 2) values of (α, w) of DARTS' toy from (2, −2), with an unrolled step of length ξ (0: first order)."""
+    """(steps + 1, 2) values of (α, w) of DARTS' toy from (2, −2), with an unrolled step of length ξ."""
     toy = ToyProblem()
     optimizers = torch.optim.SGD(toy.weights(), lr=0.1), torch.optim.SGD(toy.architecture(), lr=rate)
     update = (
@@ -250,7 +253,7 @@ def random_search_config(scale: Scale) -> random_search.Config:
     )
 
 
-SEARCH_CONFIGS = {"darts": search_config, "random-search": random_search_config}
+SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {"darts": search_config, "random-search": random_search_config}
 """How each method searches at a scale, by the method's name."""
 
 
@@ -354,9 +357,7 @@ def collapse(workplace: Workplace) -> dict[str, Any]:
         ],
         "supernet_accuracy": [report.validation_accuracy for report in history],
         "derived": derived,
-        "gap": [
-            history[e - 1].validation_accuracy - d["test_accuracy"] for e, d in zip(epochs, derived, strict=True)
-        ],
+        "gap": [history[e - 1].validation_accuracy - d["test_accuracy"] for e, d in zip(epochs, derived, strict=True)],
     }
 
 

@@ -130,7 +130,7 @@ class ImageNetStem(nn.Module):
 
 def build_stem(name: StemName | str, in_channels: int, channels: int) -> CifarStem | ImageNetStem:
     """The stem of that name: ``cifar`` keeps the resolution, ``imagenet`` divides it by 8."""
-    stems = {"cifar": CifarStem, "imagenet": ImageNetStem}
+    stems: dict[str, type[CifarStem] | type[ImageNetStem]] = {"cifar": CifarStem, "imagenet": ImageNetStem}
     if name not in stems:
         raise unknown_name("stem", name, stems)
     require_positive(in_channels=in_channels, channels=channels)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -35,36 +36,40 @@ class Operation:
     """One line for a table."""
 
 
-_OPERATIONS: dict[str, Operation] = {}
-
-
-def _register(name: str, kind: Literal["convolution", "pool", "identity", "zero"], summary: str,
-              build: Callable[[int, int, bool], nn.Module]) -> None:
-    _OPERATIONS[name] = Operation(name, build, kind, summary)
-
-
 def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduction(channels, channels, affine)
 
 
-# DARTS §3.1, in the order of the authors' code.
-_register("none", "zero", "no connection", lambda c, s, a: Zero(s))
-_register("max_pool_3x3", "pool", "3×3 max pooling", lambda c, s, a: Pool("max", s))
-_register("avg_pool_3x3", "pool", "3×3 average pooling", lambda c, s, a: Pool("average", s))
-_register("skip_connect", "identity", "identity; at stride 2 a factorised reduction", _skip)
-for _k in (3, 5, 7):
-    _register(f"sep_conv_{_k}x{_k}", "convolution", f"{_k}×{_k} depthwise-separable convolution, twice",
-              lambda c, s, a, k=_k: SeparableConvolution(c, k, s, a))
-for _k in (3, 5):
-    _register(f"dil_conv_{_k}x{_k}", "convolution", f"{_k}×{_k} depthwise-separable convolution, dilation 2",
-              lambda c, s, a, k=_k: DilatedConvolution(c, k, s, a))
-# EnTranNAS §4.2, the five more of the extended space.
-for _k in (1, 3):
-    _register(f"conv_{_k}x{_k}", "convolution", f"{_k}×{_k} convolution",
-              lambda c, s, a, k=_k: ReLUConvolution(c, c, k, s, a))
-for _k in (3, 5, 7):
-    _register(f"conv_1x{_k}_{_k}x1", "convolution", f"1×{_k} then {_k}×1 convolution",
-              lambda c, s, a, k=_k: SeparatedKernels(c, k, s, a))
+def _entries() -> Iterator[Operation]:
+    # DARTS §3.1, in the order of the authors' code.
+    yield Operation("none", lambda c, s, a: Zero(s), "zero", "no connection")
+    yield Operation("max_pool_3x3", lambda c, s, a: Pool("max", s), "pool", "3×3 max pooling")
+    yield Operation("avg_pool_3x3", lambda c, s, a: Pool("average", s), "pool", "3×3 average pooling")
+    yield Operation("skip_connect", _skip, "identity", "identity; at stride 2 a factorised reduction")
+    for k in (3, 5, 7):
+        build = partial(_build, SeparableConvolution, k)
+        yield Operation(f"sep_conv_{k}x{k}", build, "convolution", f"{k}×{k} depthwise-separable convolution, twice")
+    for k in (3, 5):
+        build = partial(_build, DilatedConvolution, k)
+        text = f"{k}×{k} depthwise-separable convolution, dilation 2"
+        yield Operation(f"dil_conv_{k}x{k}", build, "convolution", text)
+    # EnTranNAS §4.2, the five more of the extended space.
+    for k in (1, 3):
+        yield Operation(f"conv_{k}x{k}", partial(_build, _dense, k), "convolution", f"{k}×{k} convolution")
+    for k in (3, 5, 7):
+        build = partial(_build, SeparatedKernels, k)
+        yield Operation(f"conv_1x{k}_{k}x1", build, "convolution", f"1×{k} then {k}×1 convolution")
+
+
+def _build(kind: Callable[..., nn.Module], kernel: int, channels: int, stride: int, affine: bool) -> nn.Module:
+    return kind(channels, kernel, stride, affine)
+
+
+def _dense(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    return ReLUConvolution(channels, channels, kernel, stride, affine)
+
+
+_OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _entries()}
 
 
 def get_operation(name: str) -> Operation:

@@ -29,7 +29,7 @@ def explore_search(history: Sequence[Epoch], *, space: Space = DARTS_SPACE) -> A
         InvalidInput: ``ipywidgets`` is not installed, or history and space don't match.
     """
     try:
-        import ipywidgets as widgets  # type: ignore[import-untyped]
+        import ipywidgets as widgets
     except ModuleNotFoundError:
         raise InvalidInput(
             "The explorer needs ipywidgets, which is not installed. Run: pip install 'nasbook[widgets]'. "

@@ -54,7 +54,6 @@ class SearchCell(nn.Module):
     def __init__(self, space: Space, placement: CellPlacement) -> None:
         super().__init__()
         self.space = space
-        self.kind = placement.kind
         self.preprocessing = placement.preprocessing(affine=False)
         self.edges = nn.ModuleList(
             MixedOperation(space.operations, placement.channels, placement.input_stride if source < space.inputs else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class SearchNetwork(nn.Module):
             if placement.kind not in space.kinds:
                 raise unknown_name("kind of cell in this space", placement.kind, space.kinds)
         self.cells = nn.ModuleList(SearchCell(space, placement) for placement in placements)
+        self.kinds = tuple(placement.kind for placement in placements)
         self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
         self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})
 
@@ -75,7 +77,8 @@ class SearchNetwork(nn.Module):
 
     def penalty(self) -> Float[Tensor, ""]:
         """The sum of the relaxations' penalties, added to the architecture loss."""
-        return sum((_relaxation(m).penalty() for m in self.relaxations.values()), start=self.classifier.bias.new_zeros(()))
+        penalties = [_relaxation(module).penalty() for module in self.relaxations.values()]
+        return torch.stack(penalties).sum()
 
     def genotype(self) -> Genotype:
         """The discrete cells that the architecture parameters mean now."""
@@ -84,8 +87,8 @@ class SearchNetwork(nn.Module):
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         coefficients = self.coefficients()  # once a pass: all cells of a kind share them
         older, newer = self.stem(images)
-        for cell in self.cells:
-            older, newer = newer, cell(older, newer, coefficients[cell.kind])
+        for cell, kind in zip(self.cells, self.kinds, strict=True):
+            older, newer = newer, cell(older, newer, coefficients[kind])
         return self.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1))
 
 

@@ -69,7 +69,9 @@ def kept_statistics(network: nn.Module) -> Iterator[None]:
     An architecture step evaluates the network on other data, and at other weights, than the weights' own
     step does; the running statistics must not see it.
     """
-    tracking = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    tracking = [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     try:
         for module in tracking:
             module.track_running_stats = False
@@ -182,7 +184,7 @@ class UnrolledUpdate(BilevelUpdate):
         super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip)
         if not isinstance(weight_optimizer, torch.optim.SGD):
             raise InvalidInput(
-                f"An unrolled step repeats torch.optim.SGD's; the weight optimiser is {type(weight_optimizer).__name__}."
+                f"An unrolled step repeats torch.optim.SGD's; weight_optimizer is a {type(weight_optimizer).__name__}."
             )
         if len(weight_optimizer.param_groups) != 1:
             raise InvalidInput(
@@ -200,7 +202,7 @@ class UnrolledUpdate(BilevelUpdate):
 
     def unrolled_weights(self, gradients: Gradients) -> Gradients:
         """w′ of Eq. 7, detached, ready to be differentiated by."""
-        unrolled = []
+        unrolled: list[Tensor] = []
         for group in self.weight_optimizer.param_groups:
             xi = group["lr"] if self.xi is None else self.xi
             for weight in group["params"]:
@@ -331,6 +333,4 @@ def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: tup
         what = "them in another order"
         if foreign or missing:
             what = f"{foreign} that are not in it and lacks {missing} of it"
-        raise InvalidInput(
-            f"{name} must hold network.{kind} and nothing else, {len(own)} parameters; it holds {what}."
-        )
+        raise InvalidInput(f"{name} must hold network.{kind} and nothing else, {len(own)} parameters; it holds {what}.")

@@ -49,15 +49,18 @@ def drive(
     if checkpoint is not None and resume and Path(checkpoint).exists():
         run.load(checkpoint)
     total = run.total_epochs * run.steps_per_epoch
-    with _first_interrupt_stops(run) as interrupted, tqdm(
-        total=total,
-        initial=run.epoch * run.steps_per_epoch + run.step,
-        desc=label,
-        unit="step",
-        file=sys.stderr,
-        disable=not progress,
-        dynamic_ncols=True,
-    ) as bar:
+    with (
+        _first_interrupt_stops(run) as interrupted,
+        tqdm(
+            total=total,
+            initial=run.epoch * run.steps_per_epoch + run.step,
+            desc=label,
+            unit="step",
+            file=sys.stderr,
+            disable=not progress,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
 
         def after_step(_: Resumable) -> None:
             bar.update()

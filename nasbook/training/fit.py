@@ -83,7 +83,7 @@ class Fit(Run):
         self,
         network: nn.Module,
         data: ImageData,
-        config: FitConfig = FitConfig(),  # noqa: B008 -- frozen
+        config: FitConfig = FitConfig(),
         *,
         seed: int = 0,
         train_indices: Int64[Tensor, " n"] | None = None,
@@ -137,7 +137,9 @@ class Fit(Run):
             if isinstance(output, AuxiliaryOutput):
                 output, auxiliary = output
             loss = F.cross_entropy(output, labels)
-            total = loss if auxiliary is None else loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+            total = (
+                loss if auxiliary is None else loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+            )
         self.optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
@@ -152,8 +154,14 @@ class Fit(Run):
         else:
             loss = correct = float("nan")
         rate = self.optimizer.param_groups[0]["lr"]
-        return EpochReport(self.epoch + 1, **means, validation_loss=loss, validation_accuracy=correct,
-                           learning_rate=rate, seconds=self._seconds)
+        return EpochReport(
+            self.epoch + 1,
+            **means,
+            validation_loss=loss,
+            validation_accuracy=correct,
+            learning_rate=rate,
+            seconds=self._seconds,
+        )
 
     def header(self) -> dict[str, Any]:
         genotype = getattr(self.network, "genotype", None)
@@ -191,7 +199,7 @@ def _name_indices(indices: Int64[Tensor, " n"] | None, whole: str = "all") -> st
 def fit(
     network: nn.Module,
     data: ImageData,
-    config: FitConfig = FitConfig(),  # noqa: B008 -- frozen
+    config: FitConfig = FitConfig(),
     *,
     seed: int = 0,
     train_indices: Int64[Tensor, " n"] | None = None,

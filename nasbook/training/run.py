@@ -166,7 +166,7 @@ class Run(Resumable):
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Sets what changes with the epoch: learning rate, drop rate, temperature. A pure function of ``self.epoch``."""
+        """Sets what changes with the epoch (learning rate, drop rate), as a pure function of ``self.epoch``."""
 
     @abstractmethod
     def report(self, means: dict[str, float]) -> EpochReport:
