@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,17 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 def check_shapes() -> None:
     """Makes every annotated shape of the package an assertion; has to run before nasbook is imported."""
+    from beartype import BeartypeConf, beartype
     from jaxtyping import install_import_hook
 
     assert not any(name.split(".")[0] == "nasbook" for name in sys.modules), (
         "nasbook is imported before tests/conftest.py"
     )
-    install_import_hook("nasbook", "beartype.beartype")
+    # The hook finds its checker by name, so it gets a module. An int is fine where a float is annotated (PEP 484).
+    checker = types.ModuleType("nasbook_type_checker")
+    checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+    sys.modules[checker.__name__] = checker
+    install_import_hook("nasbook", f"{checker.__name__}.check")
 
 
 def block_network() -> None:
