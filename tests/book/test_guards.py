@@ -343,7 +343,7 @@ def small_book(tmp_path: Path) -> Path:
         ("version", "CITATION.cff", "0.1.0", "0.2.0"),
         ("version", "nasbook/__init__.py", "0.1.0", "0.2.0"),
         ("machine paths", "README.md", "Colab", ".." + "/shared/data"),
-        ("machine paths", "book/intro.md", "Intro", "/ho" + "me/someone/x"),
+        ("machine paths", "book/intro.md", "Intro", "/ho" + "me/ann/x"),
         ("alternative text of pages", "book/intro.md", "![A cell]", "![]"),
         ("citations", "book/intro.md", "liu, chu", "liu, wang"),
         ("citations", "book/intro.md", "liu, chu", "liu"),
