@@ -79,11 +79,11 @@ class CellGenotype:
         last = self.inputs + self.nodes - 1
         if self.inputs < 1 or self.nodes < 1:
             raise InvalidInput(
-                f"A cell needs at least one input and one intermediate node, "
-                f"got inputs={self.inputs}, nodes={self.nodes}."
+                f"inputs={self.inputs}, nodes={self.nodes}: "
+                f"a cell needs at least one input and one intermediate node."
             )
         if not self.edges:
-            raise InvalidInput("A cell needs at least one edge, got none.")
+            raise InvalidInput("edges: a cell needs at least one edge, got none.")
         for number, edge in enumerate(self.edges):
             where = f"edges[{number}]"
             if not self.inputs <= edge.target <= last:

@@ -1,0 +1,493 @@
+"""Spaces, genotypes and their two text forms."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nasbook.errors import InvalidInput
+from nasbook.genotypes import (
+    DARTS_OPERATIONS,
+    DARTS_SPACE,
+    DARTS_V1,
+    DARTS_V2,
+    PC_DARTS_CIFAR,
+    PUBLISHED,
+    CellGenotype,
+    Edge,
+    Genotype,
+    Space,
+    count_cells,
+    parse_darts,
+    random_genotype,
+)
+
+few = settings(derandomize=True, deadline=None, max_examples=25)
+
+# ---------------------------------------------------------------------------------------------- strategies
+# They give arguments, not objects: the type checker of the tests draws random numbers, which strategies must not.
+
+spaces = st.fixed_dictionaries(
+    {
+        "operations": st.lists(
+            st.sampled_from(["skip_connect", "sep_conv_3x3", "dil_conv_5x5", "conv_1x1"]), min_size=1, unique=True
+        ).map(lambda names: ("none", *names)),
+        "nodes": st.integers(1, 5),
+        "inputs": st.integers(1, 3),
+        "edges_per_node": st.integers(1, 4),
+        "kinds": st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3, unique=True).map(tuple),
+    }
+)
+
+
+@st.composite
+def cells(draw: st.DrawFn) -> tuple[list[tuple[int, int, str]], int, int, tuple[int, ...]]:
+    """Cells that no derivation of DARTS gives: removed nodes, several edges between two nodes, part of the output."""
+    nodes, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    edges: set[tuple[int, int, str]] = set()
+    connected: list[int] = []
+    for target in range(inputs, inputs + nodes):
+        pairs = st.tuples(
+            st.sampled_from([*range(inputs), *connected]), st.sampled_from(["a", "Größe", 'b"\\', "conv_1x3_3x1"])
+        )
+        chosen = draw(st.sets(pairs, max_size=3, min_size=0 if connected or target < inputs + nodes - 1 else 1))
+        if chosen:
+            connected.append(target)
+        edges |= {(source, target, name) for source, name in chosen}
+    output = draw(st.sampled_from([(), tuple(connected), tuple(reversed(connected)), tuple(connected[-1:])]))
+    return draw(st.permutations(sorted(edges))), nodes, inputs, output
+
+
+def build_cell(edges, nodes, inputs, output) -> CellGenotype:
+    return CellGenotype(tuple(Edge(*edge) for edge in edges), nodes, inputs, output)
+
+
+# ---------------------------------------------------------------------------------------------- spaces
+
+
+def test_the_darts_space():
+    assert DARTS_SPACE.edges == tuple((source, node) for node in (2, 3, 4, 5) for source in range(node))
+    assert len(DARTS_SPACE.edges) == 14
+    assert DARTS_SPACE.operations == DARTS_OPERATIONS
+    assert len(DARTS_SPACE.operations) == 8 and len(DARTS_SPACE.choices) == 7 and "none" not in DARTS_SPACE.choices
+    assert count_cells(DARTS_SPACE) == 1_037_664_180 == 7**8 * 1 * 3 * 6 * 10
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2))
+def test_count_cells_counts_every_cell(nodes, inputs, edges_per_node, choices):
+    space = Space(("none", "a", "b")[: choices + 1], nodes, inputs, edges_per_node)
+    total = 1
+    for node in range(inputs, inputs + nodes):  # every set of (source, operation) with distinct sources
+        options = [[None, *space.choices]] * node
+        total *= sum(
+            1
+            for pick in _product(options)
+            if sum(name is not None for name in pick) == min(edges_per_node, node)
+        )
+    assert count_cells(space) == total
+
+
+def _product(options):
+    if not options:
+        yield ()
+        return
+    for rest in _product(options[1:]):
+        for first in options[0]:
+            yield (first, *rest)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nodes": 0}, r"^nodes must be above 0, got 0\.$"),
+        ({"inputs": -1}, r"^inputs must be above 0, got -1\.$"),
+        ({"edges_per_node": 0}, r"^edges_per_node must be above 0, got 0\.$"),
+        ({"operations": ("a", "b", "a")}, r"^A candidate operation is named twice: a, b, a\.$"),
+        ({"operations": ("none",)}, r"^A space needs at least one candidate operation besides 'none'\.$"),
+        ({"operations": ()}, r"^A space needs at least one candidate operation besides 'none'\.$"),
+    ],
+)
+def test_wrong_spaces(values, message):
+    with pytest.raises(InvalidInput, match=message):
+        Space(**values)
+
+
+# ---------------------------------------------------------------------------------------------- cells
+
+
+def test_a_cell_is_the_same_in_any_order_of_its_edges():
+    edges = (Edge(1, 3, "a"), Edge(0, 2, "b"), Edge(0, 3, "a"), Edge(0, 2, "a"))
+    cell = CellGenotype(edges, nodes=2)
+    assert cell.edges == (Edge(0, 2, "a"), Edge(0, 2, "b"), Edge(0, 3, "a"), Edge(1, 3, "a"))
+    assert cell == CellGenotype(edges[::-1], nodes=2) and hash(cell) == hash(CellGenotype(edges[::-1], nodes=2))
+    assert cell.into(3) == (Edge(0, 3, "a"), Edge(1, 3, "a")) and cell.into(1) == ()
+
+
+def test_a_node_without_edges_is_removed():
+    cell = CellGenotype((Edge(0, 2, "a"), Edge(2, 4, "a")), nodes=3)
+    assert cell.connected() == (2, 4)
+    assert cell.output == (2, 4)
+    assert CellGenotype(cell.edges, nodes=3, output=(4,)).output == (4,)
+
+
+@pytest.mark.parametrize(
+    ("edges", "options", "message"),
+    [
+        ((), {}, r"^edges: a cell needs at least one edge, got none\.$"),
+        ((Edge(0, 2, "a"),), {"nodes": 0}, r"^inputs=2, nodes=0: a cell needs at least one input and one int"),
+        ((Edge(0, 2, "a"),), {"inputs": 0}, r"^inputs=0, nodes=4: a cell needs at least one input"),
+        ((Edge(0, 2, "a"), Edge(0, 6, "a")), {}, r"^edges\[1\]\.target: .* \(2 to 5\), got 6\.$"),
+        ((Edge(0, 1, "a"),), {}, r"^edges\[0\]\.target: .* \(2 to 5\), got 1\.$"),
+        ((Edge(3, 3, "a"),), {}, r"^edges\[0\]\.source: .* \(0 to 2\), got 3\.$"),
+        ((Edge(-1, 3, "a"),), {}, r"^edges\[0\]\.source: .* \(0 to 2\), got -1\.$"),
+        ((Edge(0, 2, "none"),), {}, r"^edges\[0\]\.operation: 'none' means no connection; leave the edge out\.$"),
+        ((Edge(0, 2, "a"), Edge(0, 2, "a")), {}, "^edges: the same operation stands twice between the same two nodes"),
+        ((Edge(2, 3, "a"), Edge(0, 3, "a")), {}, r"^edges\[0\]\.source: node 2 has no incoming edge"),
+        ((Edge(0, 2, "a"),), {"output": (2, 3)}, r"^output: node 3 has no incoming edge .* that have one: 2\.$"),
+        ((Edge(0, 2, "a"),), {"output": (0,)}, r"^output: node 0 has no incoming edge"),
+        ((Edge(0, 2, "a"),), {"output": (2, 2)}, r"^output: a node is named twice in \[2, 2\]\.$"),
+    ],
+)
+def test_wrong_cells(edges, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        CellGenotype(edges, **options)
+
+
+def test_a_genotype_by_kind():
+    genotype = Genotype({"normal": DARTS_V1.normal, "reduction": DARTS_V2.reduction})
+    assert genotype["normal"] is genotype.normal and genotype["reduction"] is genotype.reduction
+    assert genotype.kinds == ("normal", "reduction")
+    assert len(list(genotype.operations())) == 16
+    assert genotype == Genotype([("normal", DARTS_V1.normal), ("reduction", DARTS_V2.reduction)])
+    assert len({genotype, DARTS_V1, DARTS_V2, parse_darts(darts_text(DARTS_V1))}) == 3
+    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell 'norml'\. Did you mean 'normal'\? Valid: normal, r"):
+        genotype["norml"]
+    with pytest.raises(InvalidInput, match=r"^A genotype needs at least one cell, got none\.$"):
+        Genotype({})
+    with pytest.raises(InvalidInput, match=r"^A kind of cell is given twice: normal, normal\.$"):
+        Genotype([("normal", DARTS_V1.normal)] * 2)
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+@few
+@given(st.dictionaries(st.text(max_size=5), cells(), min_size=1, max_size=3))
+def test_json_round_trip(cells_by_kind):
+    genotype = Genotype({kind: build_cell(*cell) for kind, cell in cells_by_kind.items()})
+    assert Genotype.from_json(genotype.to_json()) == genotype
+    assert Genotype.from_json(json.dumps(json.loads(genotype.to_json()))) == genotype  # the layout does not matter
+
+
+@few
+@given(spaces, st.integers(0, 2**32))
+def test_json_round_trip_of_random_genotypes(space, seed):
+    genotype = random_genotype(Space(**space), torch.Generator().manual_seed(seed))
+    assert Genotype.from_json(genotype.to_json()) == genotype
+
+
+def test_save_and_load(tmp_path):
+    path = DARTS_V2.save(tmp_path / "new" / "cell.json")
+    assert path == tmp_path / "new" / "cell.json"
+    assert Genotype.load(path) == DARTS_V2
+    assert [p.name for p in path.parent.iterdir()] == ["cell.json"]  # nothing temporary is left
+    DARTS_V1.save(str(path))
+    assert Genotype.load(str(path)) == DARTS_V1
+
+
+def test_a_failed_save_keeps_the_earlier_file(tmp_path, monkeypatch):
+    path = DARTS_V2.save(tmp_path / "cell.json")
+
+    def no_space(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nasbook.files.os.fsync", no_space)
+    with pytest.raises(InvalidInput, match=r"^Can't write .*: No space left on device; the earlier file is unch"):
+        DARTS_V1.save(path)
+    with pytest.raises(InvalidInput, match=r"No space left on device; no file was left there\.$"):
+        DARTS_V1.save(tmp_path / "other.json")
+    assert Genotype.load(path) == DARTS_V2
+    assert [p.name for p in tmp_path.iterdir()] == ["cell.json"]
+
+
+def test_a_folder_in_the_way(tmp_path):
+    with pytest.raises(InvalidInput, match=r"^Can't write .*; no file was left there\.$"):
+        DARTS_V1.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_loaded(tmp_path):
+    with pytest.raises(InvalidInput, match=r"^Can't read the genotype .*none\.json: No such file or directory\.$"):
+        Genotype.load(tmp_path / "none.json")
+    (tmp_path / "binary.json").write_bytes(b"\x80\x04\xff")
+    with pytest.raises(InvalidInput, match=r"binary\.json is not a text file; expected genotype JSON\.$"):
+        Genotype.load(tmp_path / "binary.json")
+    (tmp_path / "broken.json").write_text(DARTS_V1.to_json()[:-20])
+    with pytest.raises(InvalidInput, match=r"broken\.json: Not valid JSON \(line \d+, column \d+\): .+\.$"):
+        Genotype.load(tmp_path / "broken.json")
+
+
+def _document() -> dict:
+    return json.loads(DARTS_V1.to_json())
+
+
+def _changed(path: tuple, value: object) -> str:
+    """The JSON of DARTS_V1 with another value in one place."""
+    document = place = _document()
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), "other", r"^format: expected 'nasbook\.genotype', got 'other'\.$"),
+        (("version",), 2, r"^version: this nasbook reads version 1, got 2\.$"),
+        (("cells",), {}, r"^cells: expected an object with at least one cell\.$"),
+        (("cells",), [], r"^cells: expected an object with at least one cell\.$"),
+        (("cell",), {}, r"^Unknown field in the genotype 'cell'\. Did you mean 'cells'\? Valid: format, version, "),
+        (("cells", "normal"), [], r"^cells\.normal: expected an object with inputs, nodes, edges, output; got list\.$"),
+        (("cells", "normal", "node"), 4, r"^Unknown field in cells\.normal 'node'\. Did you mean 'nodes'\?"),
+    ],
+)
+def test_broken_json_names_the_field(path, value, message):
+    with pytest.raises(InvalidInput, match=message):
+        Genotype.from_json(_changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("inputs",), "2", r"inputs: expected a whole number, got '2'\.$"),
+        (("inputs",), 0, r"inputs=0, nodes=4: a cell needs at least one input and one intermediate node\.$"),
+        (("nodes",), 4.5, r"nodes: expected a whole number, got 4\.5\.$"),
+        (("nodes",), True, r"nodes: expected a whole number, got True\.$"),
+        (("nodes",), None, r"nodes: expected a whole number, got None\.$"),
+        (("nodes",), 3, r"edges\[6\]\.target: expected an intermediate node \(2 to 4\), got 5\.$"),
+        (("edges",), {}, r"edges: expected a list of \[source, target, operation\]\.$"),
+        (("edges",), [], r"edges: a cell needs at least one edge, got none\.$"),
+        (("edges", 1), [0, 2], r"edges\[1\]: expected \[source, target, operation\], got \[0, 2\]\.$"),
+        (("edges", 1), [0, "2", "a"], r"edges\[1\]: expected .*, got \[0, '2', 'a'\]\.$"),
+        (("edges", 1), [True, 2, "a"], r"edges\[1\]: expected .*, got \[True, 2, 'a'\]\.$"),
+        (("edges", 1), [0, 2, None], r"edges\[1\]: expected .*, got \[0, 2, None\]\.$"),
+        (("edges", 1), [2, 2, "a"], r"edges\[1\]\.source: expected a node before the target \(0 to 1\), got 2\.$"),
+        (("edges", 1), [1, 2, "none"], r"edges\[1\]\.operation: 'none' means no connection; leave the edge out\.$"),
+        (("output",), 5, r"output: expected a list of node numbers, got 5\.$"),
+        (("output",), [5.0], r"output: expected a list of node numbers, got \[5\.0\]\.$"),
+        (("output",), [7], r"output: node 7 has no incoming edge in this cell; nodes that have one: 2, 3, 4, 5\.$"),
+    ],
+)
+def test_broken_json_names_the_field_of_the_cell(path, value, message):
+    with pytest.raises(InvalidInput, match=r"^cells\.reduction\." + message):
+        Genotype.from_json(_changed(("cells", "reduction", *path), value))
+
+
+@pytest.mark.parametrize("field", ["format", "version", "cells"])
+def test_a_missing_field_of_the_genotype(field):
+    document = _document()
+    del document[field]
+    with pytest.raises(InvalidInput, match=rf"^the genotype: the field '{field}' is missing\.$"):
+        Genotype.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("field", ["inputs", "nodes", "edges", "output"])
+def test_a_missing_field_of_a_cell(field):
+    document = _document()
+    del document["cells"]["reduction"][field]
+    with pytest.raises(InvalidInput, match=rf"^cells\.reduction: the field '{field}' is missing\.$"):
+        Genotype.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1,", "[" * 100_000, "1" * 5_000, "null", "[]", '"Genotype"', "NaN", '{"format": Infinity}']
+)
+def test_other_text_is_refused_in_one_line(text):
+    with pytest.raises(InvalidInput) as caught:
+        Genotype.from_json(text)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+@few
+@given(st.data())
+def test_json_cut_or_garbled_is_read_right_or_refused(data):
+    text = DARTS_V1.to_json()
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 10)))
+    garbled = text[:start] + data.draw(st.text(alphabet='0123456789[]{},:"-.a', max_size=3)) + text[end:]
+    try:
+        genotype = Genotype.from_json(garbled)
+    except InvalidInput:
+        return
+    assert Genotype.from_json(genotype.to_json()) == genotype
+
+
+# ---------------------------------------------------------------------------------------------- the authors' text form
+
+
+def darts_text(genotype: Genotype) -> str:
+    """What ``print`` shows of the authors' named tuple; needs two edges a node."""
+    parts = []
+    for field, kind in (("normal", "normal"), ("reduce", "reduction")):
+        cell = genotype[kind]
+        pairs = [(edge.operation, edge.source) for edge in cell.edges]
+        parts += [f"{field}={pairs!r}", f"{field}_concat={list(cell.output)!r}"]
+    return f"Genotype({', '.join(parts)})"
+
+
+@few
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_parse_darts_reads_what_the_authors_print(seed, nodes):
+    genotype = random_genotype(Space(nodes=nodes), torch.Generator().manual_seed(seed))
+    assert parse_darts(darts_text(genotype)) == genotype
+    assert parse_darts(f"\n  BEST = {darts_text(genotype)}\n") == genotype
+    assert parse_darts(f"BEST: object = {darts_text(genotype)}  # comment") == genotype
+    ranged = darts_text(genotype).replace(repr(list(genotype.normal.output)), f"range(2, {nodes + 2})")
+    assert parse_darts(ranged) == genotype
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"),
+    [
+        ("DARTS_V1", "normal", "sep3(1) sep3(0) | skip(0) sep3(1) | skip(0) sep3(1) | sep3(0) skip(2)"),
+        ("DARTS_V1", "reduction", "max(0) max(1) | skip(2) max(0) | max(0) skip(2) | skip(2) avg(0)"),
+        ("DARTS_V2", "normal", "sep3(0) sep3(1) | sep3(0) sep3(1) | sep3(1) skip(0) | skip(0) dil3(2)"),
+        ("DARTS_V2", "reduction", "max(0) max(1) | skip(2) max(1) | max(0) skip(2) | skip(2) max(1)"),
+        ("PC_DARTS_CIFAR", "normal", "sep3(1) skip(0) | sep3(0) dil3(1) | sep5(0) sep3(1) | avg(0) dil3(1)"),
+        ("PC_DARTS_CIFAR", "reduction", "sep5(1) max(0) | sep5(1) sep5(2) | sep3(0) sep3(3) | sep3(1) sep3(2)"),
+    ],
+)
+def test_published_cells(name, kind, rows):
+    words = {
+        "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5", "dil3": "dil_conv_3x3",
+        "skip": "skip_connect", "max": "max_pool_3x3", "avg": "avg_pool_3x3",
+    }  # fmt: skip
+    expected = {
+        Edge(int(source), node, words[word])
+        for node, row in enumerate(rows.split(" | "), start=2)
+        for word, source in (entry.rstrip(")").split("(") for entry in row.split())
+    }
+    cell = PUBLISHED[name][kind]
+    assert set(cell.edges) == expected and len(cell.edges) == 8
+    assert (cell.nodes, cell.inputs, cell.output) == (4, 2, (2, 3, 4, 5))
+
+
+def test_the_names_of_the_published_cells():
+    assert {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "PC_DARTS_CIFAR": PC_DARTS_CIFAR} == PUBLISHED
+
+
+_PAIRS = "[('a', 0), ('b', 1)]"
+
+
+def _text(normal=_PAIRS, normal_concat="[2]", reduce=_PAIRS, reduce_concat="[2]") -> str:
+    return f"Genotype(normal={normal}, normal_concat={normal_concat}, reduce={reduce}, reduce_concat={reduce_concat})"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"^Not a DARTS genotype\. Expected Genotype\(normal="),
+        ("Genotype(", r"^Not a DARTS genotype\."),
+        ("Genotyp()", r"^Not a DARTS genotype\."),
+        ("import os", r"^Not a DARTS genotype\."),
+        ("\0", r"^Not a DARTS genotype\."),
+        ("(" * 100_000, r"^Not a DARTS genotype\."),
+        ("-" * 20_000 + "1", r"^Not a DARTS genotype\."),
+        ("+".join("1" * 20_000), r"^Not a DARTS genotype\."),
+        ("Genotype()", r"^Expected the keywords normal, normal_concat, reduce, reduce_concat; got none\.$"),
+        ("Genotype(normal=[], reduce=[])", r"; got normal, reduce\.$"),
+        (_text().replace("Genotype(", "Genotype(1, "), r"^Expected the keywords"),
+        (_text().replace("reduce=", "reduction="), r"; got normal, normal_concat, reduction, reduce_concat\.$"),
+        (_text(normal="5"), r"^normal: expected a list of \('operation', source\) pairs\.$"),
+        (_text(normal="['ab', 3]"), r"^normal: expected a list of \('operation', source\) pairs\.$"),
+        (_text(reduce="[]"), r"^reduce: expected two edges for every node, got 0 edges\.$"),
+        (_text(reduce="[('a', 0)]"), r"^reduce: expected two edges for every node, got 1 edges\.$"),
+        (_text(normal="[('a', 0), (1, 'b')]"), r"^normal\[1\]: expected \('operation', source\), got \(1, 'b'\)\.$"),
+        (_text(normal="[('a', True), ('b', 1)]"), r"^normal\[0\]: expected .*, got \('a', True\)\.$"),
+        (_text(normal="[('a', 0), ('b', 2)]"), r"^normal: edges\[1\]\.source: .* \(0 to 1\), got 2\.$"),
+        (_text(normal="[('a', 0), ('none', 1)]"), r"^normal: edges\[1\]\.operation: 'none' means no connection"),
+        (_text(normal_concat="5"), r"^normal_concat: expected range\(…\) or a list of node numbers\.$"),
+        (_text(normal_concat="range('a')"), r"^normal_concat: expected range\(…\) or a list"),
+        (_text(normal_concat="{2: 2}"), r"^normal_concat: expected range\(…\) or a list"),
+        (_text(reduce_concat="[2, 3]"), r"^reduce: output: node 3 has no incoming edge in this cell; .*: 2\.$"),
+        (_text(reduce_concat="range(2, 1000000000000)"), r"^reduce: output: node 3 has no incoming edge"),
+    ],
+)
+def test_wrong_darts_text(text, message):
+    with pytest.raises(InvalidInput, match=message):
+        parse_darts(text)
+
+
+_CODE = "__import__('pathlib').Path({path!r}).touch()"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{code}",
+        "Genotype({code})",
+        "Genotype(*{code})",
+        "Genotype(**{code})",
+        "x = [{code}]; " + _text(),
+        _text(normal="[('a', 0), ('b', {code})]"),
+        _text(normal="[('a', i) for i in [{code}]]"),
+        _text(normal="{code}"),
+        _text(reduce="[(f'{{{code}}}', 0), ('b', 1)]"),
+        _text(normal_concat="range({code}, 3)"),
+        _text(normal_concat="range(2, 3, *{code})"),
+        _text(normal_concat="[{code}]"),
+        _text(reduce_concat="(lambda: {code})()"),
+        "Genotype[{code}](normal=1)",
+        "Genotype.{code}",
+    ],
+)
+def test_parse_darts_never_evaluates(template, tmp_path):
+    target = tmp_path / "ran"
+    with pytest.raises(InvalidInput):
+        parse_darts(template.replace("{code}", _CODE.format(path=str(target))))
+    assert not target.exists()
+
+
+# ---------------------------------------------------------------------------------------------- random genotypes
+
+
+@few
+@given(spaces, st.integers(0, 2**32))
+def test_random_genotypes_lie_in_the_space(options, seed):
+    space = Space(**options)
+    genotype = random_genotype(space, torch.Generator().manual_seed(seed))
+    assert genotype.kinds == space.kinds
+    for _, cell in genotype.cells:
+        assert (cell.nodes, cell.inputs) == (space.nodes, space.inputs)
+        for node in range(space.inputs, space.inputs + space.nodes):
+            incoming = cell.into(node)
+            assert len(incoming) == space.kept(node) == len({edge.source for edge in incoming})
+            assert all(edge.operation in space.choices for edge in incoming)
+    assert genotype == random_genotype(space, torch.Generator().manual_seed(seed))
+
+
+def test_random_genotypes_are_uniform():
+    space = Space(operations=("none", "a", "b"), nodes=2, kinds=("cell",))
+    generator = torch.Generator().manual_seed(0)
+    draws = 4_800
+    counts: dict[CellGenotype, int] = {}
+    for _ in range(draws):
+        cell = random_genotype(space, generator)["cell"]
+        counts[cell] = counts.get(cell, 0) + 1
+    assert len(counts) == count_cells(space) == 48  # every cell comes up
+    expected = draws / len(counts)
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    freedom = len(counts) - 1
+    assert abs(chi_square - freedom) < 4 * math.sqrt(2 * freedom)  # four deviations of the χ² distribution
+
+
+def test_reading_a_genotype_needs_no_torch():
+    program = "import sys, nasbook.genotypes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
