@@ -9,6 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "InvalidInput",
+    "NasbookError",
+    "TrainingDiverged",
+    "require_positive",
+    "unknown_name",
+]
+
 
 class NasbookError(Exception):
     """Base of the errors that nasbook raises on purpose."""

@@ -11,6 +11,10 @@ from typing import BinaryIO
 
 from nasbook.errors import InvalidInput
 
+__all__ = [
+    "whole_file",
+]
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:

@@ -26,6 +26,23 @@ from nasbook.files import whole_file
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "DARTS_OPERATIONS",
+    "DARTS_SPACE",
+    "DARTS_V1",
+    "DARTS_V2",
+    "PC_DARTS_CIFAR",
+    "PUBLISHED",
+    "ZERO",
+    "CellGenotype",
+    "Edge",
+    "Genotype",
+    "Space",
+    "count_cells",
+    "parse_darts",
+    "random_genotype",
+]
+
 DARTS_OPERATIONS = (
     "none",
     "max_pool_3x3",
@@ -79,8 +96,7 @@ class CellGenotype:
         last = self.inputs + self.nodes - 1
         if self.inputs < 1 or self.nodes < 1:
             raise InvalidInput(
-                f"inputs={self.inputs}, nodes={self.nodes}: "
-                f"a cell needs at least one input and one intermediate node."
+                f"inputs={self.inputs}, nodes={self.nodes}: a cell needs at least one input and one intermediate node."
             )
         if not self.edges:
             raise InvalidInput("edges: a cell needs at least one edge, got none.")

@@ -13,6 +13,12 @@ import random
 import numpy as np
 import torch
 
+__all__ = [
+    "fold_seed",
+    "generator",
+    "seed_everything",
+]
+
 
 def seed_everything(seed: int, threads: int | None = 1) -> None:
     """Seeds Python, NumPy and torch (all devices) and sets the number of CPU threads.
