@@ -1,0 +1,253 @@
+"""Derived networks: published counts, a cell summed by hand, dropped paths, the auxiliary head."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nasbook.analysis import count_macs, count_parameters
+from nasbook.errors import InvalidInput
+from nasbook.genotypes import (
+    DARTS_V1,
+    DARTS_V2,
+    PUBLISHED,
+    CellGenotype,
+    Edge,
+    Genotype,
+    Space,
+    random_genotype,
+)
+from nasbook.networks import AuxiliaryHead, AuxiliaryOutput, DerivedCell, DerivedNetwork, DropPath
+from nasbook.networks.stacking import CellPlacement
+from nasbook.operations import FactorizedReduction, Pool
+
+few = settings(derandomize=True, deadline=None, max_examples=15)
+
+
+# ---------------------------------------------------------------------------------------------- exact counts
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "with_head", "macs"),
+    [
+        ("DARTS_V1", 3_169_414, 3_645_840, 500_987_520),
+        ("DARTS_V2", 3_349_342, 3_825_768, 528_359_040),
+        ("PC_DARTS_CIFAR", 3_634_678, 4_111_104, 556_670_592),
+    ],
+)
+def test_published_cells(name, parameters, with_head, macs):
+    network = DerivedNetwork(PUBLISHED[name], channels=36, cells=20, classes=10)
+    assert count_parameters(network) == parameters
+    assert count_macs(network, (1, 3, 32, 32)) == macs
+    network = DerivedNetwork(PUBLISHED[name], auxiliary=True)  # 36 channels, 20 cells and 10 classes are the defaults
+    assert count_parameters(network) == with_head == parameters + 476_426
+    assert count_parameters(network.auxiliary_head) == 476_426
+    assert count_macs(network, (1, 3, 32, 32)) == macs  # the head runs in training only
+
+
+def test_norms_are_affine_and_pools_have_none():
+    network = DerivedNetwork(DARTS_V1, channels=4, cells=3)
+    assert all(m.affine and m.track_running_stats for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
+    pools = [o for cell in network.cells for o in cell.operations if isinstance(o, Pool)]
+    assert len(pools) == 2 * 5  # five in each reduction cell, as they are
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+
+
+@few
+@given(
+    seed=st.integers(0, 2**32),
+    nodes=st.integers(1, 4),
+    cells=st.integers(1, 6),
+    channels=st.integers(2, 5),
+    size=st.integers(4, 13),
+    in_channels=st.sampled_from([1, 3]),
+    classes=st.integers(1, 4),
+)
+def test_any_genotype_at_any_size(seed, nodes, cells, channels, size, in_channels, classes):
+    genotype = random_genotype(Space(nodes=nodes), torch.Generator().manual_seed(seed))
+    network = DerivedNetwork(genotype, channels, cells, classes, in_channels=in_channels)
+    logits = network(torch.rand(2, in_channels, size, size + 1))
+    assert logits.shape == (2, classes) and logits.requires_grad and bool(logits.isfinite().all())
+
+
+def test_resolutions_along_the_stack():
+    shapes = []
+    network = DerivedNetwork(DARTS_V2, channels=4, cells=6).eval()
+    for cell in network.cells:
+        cell.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    network(torch.rand(1, 3, 16, 16))
+    assert shapes == [(16, 16, 16), (16, 16, 16), (32, 8, 8), (32, 8, 8), (64, 4, 4), (64, 4, 4)]
+
+
+def test_imagenet_size():
+    shapes = []
+    network = DerivedNetwork(DARTS_V2, channels=4, cells=5, classes=7, auxiliary=True, stem="imagenet")
+    network.cells[0].register_forward_hook(lambda m, inputs, output: shapes.extend([inputs[0].shape, inputs[1].shape]))
+    logits, auxiliary = network(torch.rand(2, 3, 224, 224))
+    assert shapes == [(2, 4, 56, 56), (2, 4, 28, 28)]
+    assert logits.shape == auxiliary.shape == (2, 7)
+    assert isinstance(network.cells[0].preprocessing[0], FactorizedReduction)
+    # As in the authors' code, and unlike the head for CIFAR, without a batch norm after the second convolution.
+    assert [m.num_features for m in network.auxiliary_head.modules() if isinstance(m, nn.BatchNorm2d)] == [128]
+
+
+# ---------------------------------------------------------------------------------------------- one cell by hand
+
+
+def test_a_cell_is_the_sum_of_its_edges():
+    genotype = CellGenotype(
+        (Edge(0, 2, "sep_conv_3x3"), Edge(1, 2, "max_pool_3x3"), Edge(1, 2, "skip_connect"),  # two between 1 and 2
+         Edge(2, 4, "skip_connect"), Edge(0, 4, "dil_conv_3x3"), Edge(2, 5, "avg_pool_3x3")),
+        nodes=4, output=(5, 4),
+    )  # fmt: skip
+    cell = DerivedCell(genotype, CellPlacement("normal", 4, (6, 8), False)).double().eval()
+    older, newer = torch.randn(2, 6, 5, 5, dtype=torch.float64), torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    by_edge = dict(zip(genotype.edges, cell.operations, strict=True))
+    s0, s1 = cell.preprocessing[0](older), cell.preprocessing[1](newer)
+    s2 = by_edge[Edge(0, 2, "sep_conv_3x3")](s0) + by_edge[Edge(1, 2, "max_pool_3x3")](s1) + s1
+    s4 = s2 + by_edge[Edge(0, 4, "dil_conv_3x3")](s0)
+    s5 = F.avg_pool2d(s2, 3, 1, 1, count_include_pad=False)
+    torch.testing.assert_close(cell(older, newer), torch.cat([s5, s4], 1), rtol=1e-12, atol=1e-12)
+
+
+def test_stride_2_stands_on_the_edges_from_the_inputs_only():
+    cell = DerivedCell(DARTS_V2.reduction, CellPlacement("reduction", 4, (4, 4), False))
+    for edge, operation in zip(cell.genotype.edges, cell.operations, strict=True):
+        side = operation(torch.rand(2, 4, 8, 8)).shape[-1]
+        assert side == (4 if edge.source < 2 else 8)
+    assert cell(torch.rand(2, 4, 8, 8), torch.rand(2, 4, 8, 8)).shape == (2, 16, 4, 4)
+
+
+# ---------------------------------------------------------------------------------------------- drop path
+
+
+def test_drop_path_drops_whole_samples():
+    x = torch.rand(4_000, 2, 3, 3, dtype=torch.float64) + 0.5
+    for rate in (0.2, 0.7):
+        ratio = DropPath(rate)(x) / x
+        kept = ratio[:, 0, 0, 0] != 0
+        expected = (kept.double() / (1 - rate))[:, None, None, None].expand_as(x)
+        torch.testing.assert_close(ratio, expected, rtol=1e-12, atol=0)  # one value a sample: 0 or 1 / keep
+        share = float(kept.double().mean())
+        assert abs(share - (1 - rate)) < 4 * (rate * (1 - rate) / len(x)) ** 0.5  # so that the expectation is x
+
+
+def test_drop_path_rests():
+    x = torch.rand(5, 2, 3, 3)
+    assert DropPath(0.0)(x) is x
+    assert DropPath(0.9).eval()(x) is x
+    assert repr(DropPath(0.25)) == "DropPath(rate=0.25)"
+
+
+def test_drop_path_is_seeded_and_drawn_for_every_edge():
+    network = DerivedNetwork(DARTS_V2, channels=4, cells=3, drop_path=0.5)
+    x = torch.rand(4, 3, 8, 8)
+
+    def logits(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return network(x)
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+    network.eval()
+    assert torch.equal(logits(1), logits(2))
+
+
+def test_identity_edges_are_exempt():
+    network = DerivedNetwork(DARTS_V1, channels=4, cells=3, drop_path=0.3)
+    for cell in network.cells:
+        for edge, operation, drop in zip(cell.genotype.edges, cell.operations, cell.drops, strict=True):
+            identity = edge.operation == "skip_connect" and isinstance(operation, nn.Identity)
+            assert isinstance(drop, nn.Identity) == identity
+            # A skip connection of stride 2 is a convolution, so it is dropped.
+            if edge.operation == "skip_connect":
+                assert identity == (cell.genotype is DARTS_V1.normal or edge.source >= 2)
+    assert {m.rate for m in network.modules() if isinstance(m, DropPath)} == {0.3}
+    network.set_drop_path(0.1)
+    assert {m.rate for m in network.modules() if isinstance(m, DropPath)} == {0.1}
+
+
+def test_a_cell_of_identities_is_never_dropped():
+    skips = CellGenotype((Edge(0, 2, "skip_connect"), Edge(1, 2, "skip_connect")), nodes=1)
+    cell = DerivedCell(skips, CellPlacement("normal", 2, (2, 2), False), drop_path=0.9)
+    older, newer = torch.randn(50, 2, 4, 4), torch.randn(50, 2, 4, 4)
+    expected = cell.preprocessing[0](older) + cell.preprocessing[1](newer)
+    torch.testing.assert_close(cell(older, newer), expected)
+
+
+# ---------------------------------------------------------------------------------------------- auxiliary head
+
+
+def test_the_auxiliary_head_answers_in_training_only():
+    network = DerivedNetwork(DARTS_V1, channels=4, cells=6, classes=3, auxiliary=True)
+    x = torch.rand(2, 3, 32, 32)
+    output = network(x)
+    assert isinstance(output, AuxiliaryOutput) and output.logits.shape == output.auxiliary.shape == (2, 3)
+    assert isinstance(network.eval()(x), torch.Tensor)
+    assert isinstance(DerivedNetwork(DARTS_V1, channels=4, cells=3)(x), torch.Tensor)
+
+
+@pytest.mark.parametrize(("cells", "position"), [(1, 0), (2, 1), (3, 2), (8, 5), (20, 13)])
+def test_the_auxiliary_head_reads_the_cell_at_two_thirds(cells, position):
+    network = DerivedNetwork(DARTS_V1, channels=2, cells=cells, auxiliary=True)
+    assert network.auxiliary_position == position
+    read, outputs = [], []
+    network.auxiliary_head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    for cell in network.cells:
+        cell.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    network(torch.rand(2, 3, 16 if cells == 1 else 32, 16 if cells == 1 else 32))
+    assert read[0] is outputs[position]
+
+
+@pytest.mark.parametrize(("stem", "sizes"), [("cifar", (8, 9, 10)), ("imagenet", (7, 8))])
+def test_sizes_that_the_auxiliary_head_takes(stem, sizes):
+    head = AuxiliaryHead(4, 3, stem).eval()
+    for size in sizes:
+        assert head(torch.rand(2, 4, size, size)).shape == (2, 3)
+    for size in (1, min(sizes) - 1, max(sizes) + 1):
+        with pytest.raises(
+            InvalidInput,
+            match=rf"^The auxiliary head needs feature maps of {min(sizes)} to {max(sizes)} pixels a side .*, "
+            rf"got {size}×8; use auxiliary=False at this image size\.$",
+        ):
+            head(torch.rand(2, 4, size, 8))
+
+
+# ---------------------------------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 0}, r"^channels must be above 0, got 0\.$"),
+        ({"cells": -1}, r"^cells must be above 0, got -1\.$"),
+        ({"classes": 0}, r"^classes must be above 0, got 0\.$"),
+        ({"in_channels": 0}, r"^in_channels must be above 0, got 0\.$"),
+        ({"drop_path": 1.0}, r"^drop_path must be at least 0 and below 1, got 1\.0\.$"),
+        ({"drop_path": -0.1}, r"^drop_path must be at least 0 and below 1, got -0\.1\.$"),
+        ({"drop_path": float("nan")}, r"^drop_path must be at least 0 and below 1, got nan\.$"),
+        ({"stem": "imagnet"}, r"^Unknown stem 'imagnet'\. Did you mean 'imagenet'\? Valid: cifar, imagenet\.$"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        DerivedNetwork(DARTS_V1, **{"channels": 4, "cells": 3, **options})
+
+
+def test_wrong_genotypes():
+    cell = CellGenotype((Edge(0, 2, "sep_conv_3"),), nodes=1)
+    with pytest.raises(InvalidInput, match=r"^Unknown operation 'sep_conv_3'\. Did you mean 'sep_conv_3x3'"):
+        DerivedNetwork(Genotype({"normal": cell, "reduction": cell}), channels=4, cells=3)
+    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell 'reduction'\. Valid: normal\.$"):
+        DerivedNetwork(Genotype({"normal": DARTS_V1.normal}), channels=4, cells=3)
+    one_input = CellGenotype((Edge(0, 1, "skip_connect"),), nodes=1, inputs=1)
+    with pytest.raises(InvalidInput, match=r"^A convolutional cell has 2 input nodes, this genotype has 1\.$"):
+        DerivedNetwork(Genotype({"normal": one_input, "reduction": one_input}), channels=4, cells=3)
+    # A kind that the stack does not use may be missing: a single cell is a reduction cell.
+    only = Genotype({"reduction": DARTS_V1.reduction})
+    assert DerivedNetwork(only, channels=2, cells=1).genotype == only

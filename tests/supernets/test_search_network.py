@@ -1,0 +1,214 @@
+"""The supernet: exact counts, its two sets of parameters, and its cells summed by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nasbook.analysis import count_parameters
+from nasbook.errors import InvalidInput
+from nasbook.genotypes import DARTS_OPERATIONS, DARTS_SPACE, Space
+from nasbook.networks import CellPlacement, reduction_positions
+from nasbook.operations import FactorizedReduction, Pool
+from nasbook.supernets import MixedOperation, SearchCell, SearchNetwork, SoftmaxRelaxation, strongest_edges
+
+few = settings(derandomize=True, deadline=None, max_examples=12)
+
+
+# ---------------------------------------------------------------------------------------------- exact counts
+
+
+@pytest.mark.parametrize(("cells", "weights"), [(8, 1_930_618), (20, 4_548_730)])
+def test_weights(cells, weights):
+    network = SearchNetwork(cells=cells)
+    assert count_parameters(network.weights()) == weights
+    assert count_parameters(network.architecture()) == 2 * 14 * 8
+    assert count_parameters(network) == weights + 224
+
+
+def test_the_two_sets_of_parameters_are_disjoint_and_cover_all():
+    network = SearchNetwork(channels=4, cells=3)
+    weights, architecture = {id(p) for p in network.weights()}, {id(p) for p in network.architecture()}
+    assert not weights & architecture
+    assert weights | architecture == {id(p) for p in network.parameters()}
+    assert [p.shape for p in network.architecture()] == [(14, 8), (14, 8)]
+    assert [n for n, p in network.named_parameters() if id(p) in architecture] == [
+        "relaxations.normal.alpha", "relaxations.reduction.alpha"
+    ]  # fmt: skip
+
+
+def test_norms_in_cells_are_not_affine_and_pools_have_one():
+    network = SearchNetwork(channels=4, cells=3)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.affine == name.startswith("stem.") and module.track_running_stats
+        if isinstance(module, MixedOperation):
+            for operation, candidate in zip(DARTS_OPERATIONS, module.candidates, strict=True):
+                if operation.endswith("pool_3x3"):
+                    assert [type(part) for part in candidate] == [Pool, nn.BatchNorm2d]
+                if operation == "skip_connect":
+                    assert isinstance(candidate, nn.Identity | FactorizedReduction)
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+
+
+@few
+@given(
+    nodes=st.integers(1, 3),
+    cells=st.integers(1, 4),
+    channels=st.integers(2, 4),
+    size=st.integers(4, 9),
+    in_channels=st.sampled_from([1, 3]),
+    classes=st.integers(1, 4),
+    operations=st.sets(st.sampled_from(DARTS_OPERATIONS[1:]), min_size=1, max_size=3),
+)
+def test_any_space_at_any_size(nodes, cells, channels, size, in_channels, classes, operations):
+    space = Space(("none", *sorted(operations)), nodes)
+    network = SearchNetwork(space, channels, cells, classes, in_channels=in_channels)
+    logits = network(torch.rand(3, in_channels, size, size + 1))
+    assert logits.shape == (3, classes) and bool(logits.isfinite().all())
+    genotype = network.genotype()
+    assert genotype.kinds == ("normal", "reduction")
+    assert {edge.operation for _, cell in genotype.cells for edge in cell.edges} <= operations
+
+
+def test_imagenet_size():
+    shapes = []
+    network = SearchNetwork(Space(("none", "skip_connect"), nodes=2), 4, 4, 5, stem="imagenet").eval()
+    for cell in network.cells:
+        cell.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+    assert shapes == [(8, 8, 8), (16, 4, 4), (32, 2, 2), (32, 2, 2)]
+
+
+# ---------------------------------------------------------------------------------------------- sums by hand
+
+
+def _inputs(*channels: int, size: int = 6) -> list[torch.Tensor]:
+    return [torch.randn(3, c, size, size, dtype=torch.float64) for c in channels]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_mixed_operation_is_a_weighted_sum(stride):
+    mixed = MixedOperation(DARTS_OPERATIONS, 4, stride).double()
+    (x,) = _inputs(4)
+    weights = torch.rand(8, dtype=torch.float64)
+    expected = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=torch.float64)
+    for weight, candidate in zip(weights.tolist(), mixed.candidates, strict=True):
+        expected += weight * candidate(x)
+    torch.testing.assert_close(mixed(x, weights), expected, rtol=1e-12, atol=1e-12)
+    pool = F.batch_norm(F.max_pool2d(x, 3, stride, 1), None, None, training=True)
+    torch.testing.assert_close(mixed.candidates[1](x), pool, rtol=1e-12, atol=1e-12)
+
+
+@few
+@given(st.integers(0, 2**32), st.integers(1, 4), st.sampled_from(["normal", "reduction"]), st.booleans())
+def test_a_search_cell_is_the_sum_over_all_edges(seed, nodes, kind, halve_older):
+    torch.manual_seed(seed)
+    space = Space(("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes)
+    cell = SearchCell(space, CellPlacement(kind, 4, (5, 6), halve_older)).double().eval()
+    (newer,) = _inputs(6)
+    (older,) = _inputs(5, size=12 if halve_older else 6)
+    coefficients = torch.rand(len(space.edges), 4, dtype=torch.float64)
+    states = {0: cell.preprocessing[0](older), 1: cell.preprocessing[1](newer)}
+    for node in range(2, 2 + nodes):
+        states[node] = torch.zeros(())
+        for row, (source, target) in enumerate(space.edges):
+            if target == node:
+                for column, candidate in enumerate(cell.edges[row].candidates):
+                    states[node] = states[node] + coefficients[row, column] * candidate(states[source])
+    expected = torch.cat([states[node] for node in range(2, 2 + nodes)], 1)
+    assert expected.shape[-1] == (3 if kind == "reduction" else 6)
+    torch.testing.assert_close(cell(older, newer, coefficients), expected, rtol=1e-12, atol=1e-12)
+
+
+class OneHot(SoftmaxRelaxation):
+    """Coefficients that are 1 for the derived edges' operations and 0 elsewhere."""
+
+    def coefficients(self) -> torch.Tensor:
+        hot = torch.zeros_like(self.alpha)
+        for edge in self.derive().edges:
+            row = self.space.edges.index((edge.source, edge.target))
+            hot[row, self.space.operations.index(edge.operation)] = 1
+        return hot
+
+    def derive(self):
+        return strongest_edges(self.alpha.softmax(-1), self.space)
+
+
+def test_one_hot_coefficients_leave_the_chosen_candidates_only():
+    space = Space(("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes=3)
+    network = SearchNetwork(space, 4, 4, 5, relaxation=lambda s: OneHot(s, scale=1.0)).double().eval()
+    genotype = network.genotype()
+    (images,) = _inputs(3, size=8)
+    older, newer = network.stem(images)
+    for position, cell in enumerate(network.cells):
+        kind = "reduction" if position in reduction_positions(4) else "normal"
+        states = {0: cell.preprocessing[0](older), 1: cell.preprocessing[1](newer)}
+        for edge in genotype[kind].edges:  # by target: a node is whole before it is read
+            mixed = cell.edges[space.edges.index((edge.source, edge.target))]
+            value = mixed.candidates[space.operations.index(edge.operation)](states[edge.source])
+            states[edge.target] = states.get(edge.target, 0) + value
+        older, newer = newer, torch.cat([states[node] for node in (2, 3, 4)], 1)
+    expected = network.classifier(newer.mean((2, 3)))
+    torch.testing.assert_close(network(images), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_every_cell_of_a_kind_shares_the_coefficients():
+    network = SearchNetwork(Space(nodes=2), 4, 3, 5)
+    given_to = []
+    for cell in network.cells:
+        cell.register_forward_pre_hook(lambda module, inputs: given_to.append(inputs[2]))
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    normal, reduction, again = given_to
+    assert reduction is again and normal is not reduction  # the cells at 1/3 and 2/3 reduce
+    assert torch.equal(normal, network.coefficients()["normal"])
+    assert torch.equal(reduction, network.coefficients()["reduction"])
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.architecture())
+
+
+class Constant(SoftmaxRelaxation):
+    """A relaxation with a penalty."""
+
+    def penalty(self) -> torch.Tensor:
+        return self.alpha.square().sum()
+
+
+def test_penalties_are_summed():
+    assert float(SearchNetwork(channels=2, cells=1).penalty()) == 0
+    network = SearchNetwork(channels=2, cells=1, relaxation=Constant)
+    expected = sum(float(p.detach().square().sum()) for p in network.architecture())
+    assert float(network.penalty().detach()) == pytest.approx(expected)
+
+
+def test_coefficients_and_genotype_follow_the_parameters():
+    network = SearchNetwork(channels=2, cells=1)
+    for parameter in network.architecture():
+        parameter.data.zero_()
+        parameter.data[:, 4] = 1.0
+    assert all(torch.allclose(c.sum(1), torch.ones(14)) for c in network.coefficients().values())
+    assert set(network.genotype().operations()) == {"sep_conv_3x3"}
+
+
+# ---------------------------------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 0}, r"^channels must be above 0, got 0\.$"),
+        ({"cells": 0}, r"^cells must be above 0, got 0\.$"),
+        ({"classes": -1}, r"^classes must be above 0, got -1\.$"),
+        ({"in_channels": 0}, r"^in_channels must be above 0, got 0\.$"),
+        ({"stem": "cifar10"}, r"^Unknown stem 'cifar10'\. Did you mean 'cifar'\? Valid: cifar, imagenet\.$"),
+        ({"space": Space(inputs=1)}, r"^A convolutional search cell has 2 input nodes, this space has 1\.$"),
+        ({"space": Space(("none", "skip_conect"))}, r"^Unknown operation 'skip_conect'\. Did you mean 'skip_connect'"),
+        ({"space": Space(kinds=("normal",))}, r"^Unknown kind of cell in this space 'reduction'\. Valid: normal\.$"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        SearchNetwork(**{"space": DARTS_SPACE, "channels": 2, "cells": 3, **options})
