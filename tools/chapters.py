@@ -38,6 +38,8 @@ METADATA: dict[str, Any] = {
 """What every notebook says about itself: no version, no path."""
 
 ANIMATION_ID = re.compile(r"(?<=anim)[A-Za-z_]*([0-9a-f]{32})(?![0-9a-f])")
+MODEL_ID = re.compile(r'"model_id": "([0-9a-f]{32})"')
+REFERENCE = re.compile(r"IPY_MODEL_([0-9a-f]{32})")
 
 
 def sources(root: Path = ROOT) -> list[Path]:
@@ -106,13 +108,32 @@ def normalize(notebook: NotebookNode, root: Path = ROOT) -> NotebookNode:
             for kind, content in output.get("data", {}).items():
                 if kind.startswith("text/"):
                     output.data[kind] = _without_paths(content, root)
-    # Widgets and animations carry random ids. Number them in the order in which they appear.
+    # Widgets and animations carry random ids. Number them in the order in which a reader meets them.
     text = nbformat.writes(notebook)
-    states = (widgets or {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
-    ids = dict.fromkeys([*ANIMATION_ID.findall(text), *re.findall(r'"model_id": "([0-9a-f]{32})"', text), *states])
-    for number, name in enumerate(sorted(ids, key=text.index)):
+    for number, name in enumerate(_random_ids(notebook)):
         text = text.replace(name, hashlib.sha256(f"id {number}".encode()).hexdigest()[:32])
     return nbformat.from_dict(_sorted_state(json.loads(text)))
+
+
+def _random_ids(notebook: NotebookNode) -> list[str]:
+    """The ids of animations and widgets: those of outputs first, then those that they refer to, then the rest."""
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    states = {name: json.dumps(state, sort_keys=True) for name, state in widgets.get("state", {}).items()}
+    found: dict[str, None] = {}
+
+    def meet(name: str) -> None:
+        if name not in found:
+            found[name] = None
+            for other in REFERENCE.findall(states.get(name, "")):
+                meet(other)
+
+    for cell in notebook.cells:
+        outputs = json.dumps(cell.get("outputs", []), sort_keys=True)
+        for name in [*ANIMATION_ID.findall(outputs), *MODEL_ID.findall(outputs)]:
+            meet(name)
+    for name in sorted(states, key=lambda name: REFERENCE.sub("", states[name])):
+        meet(name)
+    return list(found)
 
 
 def _sorted_state(notebook: dict[str, Any]) -> dict[str, Any]:
