@@ -1,0 +1,306 @@
+"""A run that was stopped, killed or disturbed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nasbook.errors import InvalidInput, TrainingDiverged
+from nasbook.seeding import fold_seed
+from nasbook.training import Run, accuracy, cosine, drive
+
+KINDS = ("first-order", "second-order", "finite-difference", "random-search", "fit")
+
+
+class Line(Run):
+    """Fits one number to draws of the global generators, so that their state shows in it."""
+
+    measurements = ("train_loss", "train_accuracy")
+
+    def __init__(self, epochs=3, steps=4, seed=0, losses=None):
+        super().__init__(epochs, steps, seed, "cpu")
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.network.weight)
+        self.losses = losses or {}
+        self.indices = []
+
+    def begin_epoch(self):
+        self.rate = 1 / (1 + self.epoch)
+
+    def run_step(self, index):
+        self.indices.append(index)
+        draw = torch.rand(()) + float(np.random.rand()) + random.random()
+        with torch.no_grad():
+            self.network.weight += self.rate * draw
+        loss = torch.tensor(self.losses.get(index, 1.0))
+        if math.isinf(loss) and loss < 0:  # stands for a step that breaks the weights after a fine loss
+            self.network.weight.data.fill_(math.inf)
+            loss = torch.tensor(1.0)
+        return loss, torch.zeros(())
+
+    def report(self, means):
+        return self.report_type(self.epoch + 1, **means, validation_loss=0.0, validation_accuracy=0.0,
+                                learning_rate=self.rate, seconds=self._seconds)
+
+    def header(self):
+        return {"method": "line"}
+
+    def state_dict(self):
+        return {**super().state_dict(), "network": self.network.state_dict()}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])
+
+    @property
+    def value(self):
+        return self.network.weight.item()
+
+
+def run_to_end(run):
+    for _ in run.epochs():
+        pass
+    return run
+
+
+def draw():
+    """What a caller may do with the global generators."""
+    torch.rand(3)
+    np.random.rand(3)
+    random.random()
+
+
+def stop_after(run, steps):
+    """Runs that many steps more, and stops."""
+    made = itertools.count(1)
+    run.on_step = lambda r: r.stop() if next(made) == steps else None
+    run_to_end(run)
+    run.on_step = None
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["first-order", "second-order", "random-search", "fit"])
+def test_killed_runs_resume_to_the_same_bits(kind, tiny, same, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    program = [sys.executable, tiny.__file__, kind, tmp_path]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kills = tiny.kill_points(kind)
+    undisturbed = torch.load(tmp_path / "undisturbed.ending", weights_only=True)
+    assert undisturbed["epoch" if kind != "random-search" else "fit"]
+    for name in kills:
+        same(torch.load(tmp_path / f"{name}.ending", weights_only=True), undisturbed)
+    left = [path.parent.name for path in tmp_path.rglob("*.partial")]
+    assert set(left) == {name for name in kills if "written" in name}  # a half-written file never has the real name
+
+
+# --- stopped ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_stopped_saved_and_loaded(kind, steps, tiny, data, undisturbed, same, tmp_path):
+    run = tiny.make_run(kind, data)
+    stop_after(run, steps)
+    assert (run.epoch, run.step) == divmod(steps, 3)
+    draw()
+    run.save(tmp_path / "checkpoint.pt")
+    other = tiny.make_run(kind, data)
+    other.load(tmp_path / "checkpoint.pt")
+    draw()
+    same(tiny.ending(run_to_end(other)), undisturbed(kind))
+
+
+@pytest.mark.parametrize("kind", ["first-order", "random-search", "fit"])
+def test_stopped_at_every_step(kind, tiny, data, undisturbed, same):
+    run = tiny.make_run(kind, data)
+    for _ in range(run.total_epochs * run.steps_per_epoch):
+        stop_after(run, 1)
+        draw()
+    assert run.finished
+    same(tiny.ending(run), undisturbed(kind))
+
+
+def test_a_loaded_run_can_go_back(tmp_path, data, tiny, undisturbed, same):
+    run = tiny.make_run("fit", data)
+    stop_after(run, 4)
+    run.save(tmp_path / "checkpoint.pt")
+    run_to_end(run)
+    run.load(tmp_path / "checkpoint.pt")
+    assert (run.epoch, run.step, len(run.history)) == (1, 1, 1)
+    same(tiny.ending(run_to_end(run)), undisturbed("fit"))
+
+
+def test_a_stop_before_the_first_step_counts():
+    run = Line()
+    run.stop()
+    run_to_end(run)
+    assert (run.epoch, run.step) == (0, 1)
+    run_to_end(run)  # and it counts once
+    assert run.finished
+    assert run.value == run_to_end(Line()).value
+
+
+def test_a_stop_between_two_samples_counts(tiny, data):
+    search = tiny.make_run("random-search", data)
+    start, search._start = search._start, lambda sample: (search.stop(), start(sample))[1]
+    run_to_end(search)
+    assert (search.epoch, search.step) == (2, 0)  # the first sample's epochs, none of the second's
+    search._start = start
+    assert run_to_end(search).finished
+
+
+# --- disturbed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["second-order", "random-search", "fit"])
+def test_draws_between_epochs_change_nothing(kind, tiny, data, undisturbed, same):
+    run = tiny.make_run(kind, data)
+    for _ in run.epochs():
+        draw()
+    same(tiny.ending(run), undisturbed(kind))
+
+
+def test_what_was_drawn_before_changes_nothing(tiny, data, undisturbed, same):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    run = tiny.make_run("first-order", data)
+    assert torch.equal(torch.get_rng_state(), before)  # and building it takes nothing from the caller's stream
+    same(tiny.ending(run_to_end(run)), undisturbed("first-order"))
+
+
+def test_interleaved_runs_change_nothing(tiny, data, undisturbed, same):
+    kinds = ("first-order", "random-search", "fit")
+    runs = [tiny.make_run(kind, data) for kind in kinds]
+    for _ in itertools.zip_longest(*(run.epochs() for run in runs)):
+        pass
+    for kind, run in zip(kinds, runs, strict=True):
+        same(tiny.ending(run), undisturbed(kind))
+
+
+def test_runs_interleaved_step_by_step_change_nothing(tiny, data, undisturbed, same):
+    kinds = ("fit", "first-order")
+    runs = [tiny.make_run(kind, data) for kind in kinds]
+    while not all(run.finished for run in runs):
+        for run in runs:
+            stop_after(run, 1)
+    for kind, run in zip(kinds, runs, strict=True):
+        same(tiny.ending(run), undisturbed(kind))
+
+
+@pytest.mark.parametrize("kind", ["first-order", "random-search", "fit"])
+def test_another_seed_gives_another_run(kind, tiny, data, undisturbed):
+    history = tiny.ending(run_to_end(tiny.make_run(kind, data, seed=1)))["history"]
+    assert [r["train_loss"] for r in history] != [r["train_loss"] for r in undisturbed(kind)["history"]]
+
+
+def test_drop_path_is_drawn_in_a_fit(tiny, data, undisturbed):
+    """Else the tests above would not notice a lost generator state."""
+    without = run_to_end(tiny.make_run("fit", data, drop_path=0.0)).history
+    assert without[-1].train_loss != undisturbed("fit")["history"][-1]["train_loss"]
+
+
+# --- the loop itself --------------------------------------------------------------------------------------------------
+
+
+def test_epochs_and_steps_in_order():
+    run = Line(epochs=2, steps=3)
+    reports = list(run.epochs())
+    assert run.indices == list(range(6))
+    assert [report.epoch for report in reports] == [1, 2]
+    assert reports == run.history
+    assert run.finished
+    assert list(run.epochs()) == []
+
+
+def test_each_epoch_has_a_stream_of_its_own():
+    torch.manual_seed(fold_seed(0, "epoch", 0))
+    first = torch.rand(()).item()
+    run = Line(epochs=1, steps=1)
+    seen = []
+    run.run_step = lambda index: (seen.append(torch.rand(()).item()), (torch.ones(()), torch.ones(())))[1]
+    run_to_end(run)
+    assert seen == [first]
+
+
+def test_means_of_no_step_are_nan():
+    assert all(math.isnan(value) for value in Line().means().values())
+
+
+@pytest.mark.parametrize(("epochs", "steps", "name"), [(0, 1, "epochs"), (-1, 1, "epochs"), (1, 0, "steps")])
+def test_sizes_have_to_be_positive(epochs, steps, name):
+    with pytest.raises(InvalidInput, match=f"^{name} must be above 0, got {min(epochs, steps)}"):
+        Line(epochs, steps)
+
+
+def test_a_report_survives_its_state():
+    report = run_to_end(Line(epochs=1)).history[0]
+    assert type(report).from_state(report.to_state()) == report
+
+
+def test_cosine():
+    assert cosine(0.1, 0.02, 0.0) == 0.1
+    assert cosine(0.1, 0.02, 1.0) == 0.02
+    assert cosine(0.1, 0.02, 0.5) == pytest.approx(0.06)
+    assert cosine(0.1, 0.0, 1 / 3) == pytest.approx(0.075)
+
+
+def test_accuracy():
+    logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert accuracy(logits, torch.tensor([1, 0, 0, 0])) == 0.75
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_epoch_and_step(loss):
+    with pytest.raises(TrainingDiverged, match=rf"train loss became {loss} at epoch 2, step 3 of 4\."):
+        run_to_end(Line(losses={6: loss, 7: loss}))
+
+
+def test_the_last_good_checkpoint_is_kept(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(TrainingDiverged, match="epoch 3, step 2"):
+        drive(Line(losses={9: math.nan}), checkpoint=path, checkpoint_steps=1, progress=False)
+    run = Line()
+    run.load(path)
+    assert (run.epoch, run.step) == (2, 1)  # the step before
+    assert run_to_end(run).value == run_to_end(Line()).value
+
+
+@pytest.mark.parametrize("last", [7, 6])
+def test_weights_that_the_last_step_broke_are_not_saved(last, tmp_path):
+    """The loss is that of the weights before the step: fine, while the weights are not."""
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(TrainingDiverged, match=rf"A parameter became infinite or NaN at epoch 2, step 4 of 4\."):
+        drive(Line(losses={last: -math.inf}), checkpoint=path, progress=False)
+    run = Line()
+    run.load(path)
+    assert (run.epoch, run.step) == (1, 0)
+    assert math.isfinite(run.value)
+
+
+def test_a_stop_does_not_hide_divergence():
+    run = Line(losses={1: math.nan})
+    with pytest.raises(TrainingDiverged, match="epoch 1, step 2"):
+        stop_after(run, 3)
+
+
+def test_a_real_search_diverges(tiny, data, tmp_path):
+    search = tiny.make_run("first-order", data, learning_rate=1e30, clip=1e30, final_learning_rate=1e30)
+    with pytest.raises(TrainingDiverged, match=r"at epoch 1, step \d of 3"):
+        drive(search, checkpoint=tmp_path / "checkpoint.pt", progress=False)
+    assert not (tmp_path / "checkpoint.pt").exists()
