@@ -184,7 +184,7 @@ class UnrolledUpdate(BilevelUpdate):
         super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip)
         if not isinstance(weight_optimizer, torch.optim.SGD):
             raise InvalidInput(
-                f"An unrolled step repeats torch.optim.SGD's; weight_optimizer is a {type(weight_optimizer).__name__}."
+                f"An unrolled step repeats torch.optim.SGD's; weight_optimizer is {type(weight_optimizer).__name__}."
             )
         if len(weight_optimizer.param_groups) != 1:
             raise InvalidInput(

@@ -73,7 +73,7 @@ class Fit(Run):
         config: how to train.
         seed: of data order, augmentation and drop path. The initial weights are the caller's.
         train_indices: which training images to use; None for all.
-        held_out: ``test`` evaluates on the test images, an index tensor on those training images
+        held_out: None evaluates on the test images, an index tensor on those training images
             (choosing between networks must not look at test data).
     """
 
