@@ -1,0 +1,247 @@
+"""Training from scratch: schedules, losses, what is evaluated and when."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nasbook.data import Augmentation, ImageData, Loader, evaluation_batches, load_images
+from nasbook.errors import InvalidInput
+from nasbook.genotypes import DARTS_V2, CellGenotype, Edge, Genotype
+from nasbook.networks import AuxiliaryOutput, DerivedNetwork, DropPath
+from nasbook.training import EpochReport, Fit, FitConfig, check_classes, evaluate, fit
+
+CHAIN = CellGenotype((Edge(0, 2, "conv_1x1"), Edge(1, 2, "skip_connect")), nodes=1)
+SMALL = Genotype({"normal": CHAIN, "reduction": CHAIN})
+QUICK = FitConfig(epochs=2, batch_size=16, cutout=0, drop_path=0.0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_images("digits").take(64, 32)
+
+
+def network(**options) -> DerivedNetwork:
+    torch.manual_seed(5)
+    return DerivedNetwork(SMALL, **{"channels": 2, "cells": 1, "in_channels": 1, **options})
+
+
+class Classifier(nn.Module):
+    """The smallest network: one linear layer, and an auxiliary one on request."""
+
+    def __init__(self, auxiliary: bool = False, classes: int = 10) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.classifier = nn.Linear(64, classes)
+        self.second = nn.Linear(64, classes) if auxiliary else None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | AuxiliaryOutput:
+        x = images.flatten(1)
+        if self.second is None or not self.training:
+            return self.classifier(x)
+        return AuxiliaryOutput(self.classifier(x), self.second(x))
+
+
+# ---------------------------------------------------------------------------------------------- schedules
+
+
+def test_the_learning_rate_is_a_cosine_over_the_epochs(digits):
+    reports = fit(Classifier(), digits, replace(QUICK, epochs=5, learning_rate=0.1))
+    expected = [0.1 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert [report.learning_rate for report in reports] == pytest.approx(expected, rel=1e-14)
+    assert expected[0] == 0.1 and expected[-1] > 0  # it would be 0 only after the last epoch
+    assert [report.epoch for report in reports] == [1, 2, 3, 4, 5]
+
+
+def test_the_learning_rate_is_what_the_optimizer_uses(digits):
+    run = Fit(Classifier(), digits, replace(QUICK, epochs=3, learning_rate=0.1))
+    used = []
+    run.on_step = lambda r: used.append(run.optimizer.param_groups[0]["lr"])
+    list(run.epochs())
+    assert used == [report.learning_rate for report in run.history for _ in range(4)]
+
+
+def test_drop_path_rises_from_epoch_to_epoch(digits):
+    net = network(drop_path=0.5)
+    run = Fit(net, digits, replace(QUICK, epochs=4, drop_path=0.2))
+    rates = []
+    run.on_step = lambda r: rates.append({m.rate for m in net.modules() if isinstance(m, DropPath)})
+    list(run.epochs())
+    assert rates == [{0.2 * epoch / 4} for epoch in range(4) for _ in range(4)]
+
+
+def test_defaults_are_those_of_darts():
+    config = FitConfig()
+    assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (600, 96, 0.025, 0.9)
+    assert (config.weight_decay, config.clip, config.drop_path, config.cutout) == (3e-4, 5.0, 0.2, 16)
+    assert config.auxiliary_weight == 0.4
+
+
+# ---------------------------------------------------------------------------------------------- one training by hand
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("clip", [5.0, 0.1])
+def test_a_training_by_hand(digits, auxiliary, clip):
+    config = replace(QUICK, learning_rate=0.2, clip=clip, auxiliary_weight=0.4, weight_decay=0.01)
+    net = Classifier(auxiliary)
+    mirror = copy.deepcopy(net)
+    reports = fit(net, digits, config, seed=7)
+
+    loader = Loader(digits.train_images, digits.train_labels, 16, mean=digits.mean, std=digits.std, seed=7)
+    velocity = [torch.zeros_like(p) for p in mirror.parameters()]
+    losses, hits = [], []
+    for index in range(8):
+        rate = 0.2 * (1 + math.cos(math.pi * (index // 4) / 2)) / 2
+        images, labels = loader.batch(index)
+        output = mirror(images)
+        logits = output.logits if auxiliary else output
+        loss = F.cross_entropy(logits, labels)
+        losses.append(float(loss.detach()))
+        hits.append(float((logits.argmax(1) == labels).double().mean()))
+        total = loss + 0.4 * F.cross_entropy(output.auxiliary, labels) if auxiliary else loss
+        slopes = torch.autograd.grad(total, list(mirror.parameters()))
+        norm = sum(float(s.square().sum()) for s in slopes) ** 0.5
+        with torch.no_grad():
+            for p, v, slope in zip(mirror.parameters(), velocity, slopes, strict=True):
+                v.mul_(0.9).add_(slope * min(1, clip / norm) + 0.01 * p)
+                p.sub_(rate * v)
+    for p, q in zip(net.parameters(), mirror.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    # The reported loss is that of the logits alone.
+    for epoch, report in enumerate(reports):
+        assert report.train_loss == pytest.approx(sum(losses[4 * epoch :][:4]) / 4, rel=1e-4)
+        assert report.train_accuracy == pytest.approx(sum(hits[4 * epoch :][:4]) / 4, abs=1e-6)
+
+
+def test_the_loss_decreases_on_digits():
+    digits = load_images("digits").take(320, 100)
+    config = replace(QUICK, epochs=5, batch_size=32, drop_path=0.1, auxiliary_weight=0.4)
+    torch.manual_seed(0)
+    reports = fit(DerivedNetwork(DARTS_V2, 4, 3, in_channels=1), digits, config)
+    assert reports[-1].train_loss < 0.6 * reports[0].train_loss
+    assert reports[-1].validation_accuracy > 0.6
+    assert all(isinstance(report, EpochReport) and report.seconds > 0 for report in reports)
+
+
+def test_the_seed_decides(digits):
+    def weights(seed: int) -> torch.Tensor:
+        net = network()
+        fit(net, digits, replace(QUICK, drop_path=0.4), seed=seed)
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_augmentation_is_the_data_sets_with_the_configs_cutout(digits):
+    data = replace(digits, augmentation=Augmentation(crop_padding=1, flip=True, cutout=3))
+    assert Fit(Classifier(), data, replace(QUICK, cutout=2)).loader.augmentation == Augmentation(1, True, 2)
+    assert Fit(Classifier(), data, QUICK).loader.augmentation == Augmentation(1, True, 0)
+
+
+# ---------------------------------------------------------------------------------------------- what is evaluated
+
+
+def _without_test(data: ImageData) -> ImageData:
+    """The same set with test labels on which any evaluation fails."""
+    return replace(data, test_labels=torch.full_like(data.test_labels, 99))
+
+
+def test_held_out_training_images_leave_the_test_images_alone(digits):
+    part, rest = digits.split((0.75, 0.25), seed=0)
+    net = Classifier()
+    reports = fit(net, _without_test(digits), QUICK, train_indices=part, held_out=rest)
+    loss, accuracy = evaluate(net, digits.train_images[rest], digits.train_labels[rest], digits)
+    assert reports[-1].validation_loss == pytest.approx(loss) and reports[-1].validation_accuracy == accuracy
+    with pytest.raises((IndexError, RuntimeError)):  # the trap works
+        fit(Classifier(), _without_test(digits), QUICK)
+
+
+def test_without_held_out_images_the_test_images_are_evaluated(digits):
+    net = Classifier()
+    reports = fit(net, digits, QUICK)
+    assert reports[-1].validation_accuracy == evaluate(net, digits.test_images, digits.test_labels, digits)[1]
+
+
+def test_only_the_training_share_is_trained_on(digits):
+    part, rest = digits.split((0.5, 0.5), seed=0)
+    run = Fit(Classifier(), digits, QUICK, train_indices=part, held_out=rest)
+    assert torch.equal(run.loader.images, digits.train_images[part])
+    assert torch.equal(run.loader.labels, digits.train_labels[part])
+    assert run.steps_per_epoch == 2
+
+
+def test_evaluate_every(digits):
+    reports = fit(Classifier(), digits, replace(QUICK, epochs=5, evaluate_every=2))
+    assert [math.isnan(report.validation_loss) for report in reports] == [True, False, True, False, False]
+    assert [math.isnan(report.validation_accuracy) for report in reports] == [True, False, True, False, False]
+
+
+def test_evaluate_by_hand(digits):
+    net = network().train()
+    net.cells[0].eval()  # a mode of its own
+    modes = [module.training for module in net.modules()]
+    buffers = copy.deepcopy(dict(net.named_buffers()))
+    results = {evaluate(net, digits.test_images, digits.test_labels, digits, size) for size in (5, 32, 512)}
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
+    ((images, labels),) = evaluation_batches(digits.test_images, digits.test_labels, 32, digits.mean, digits.std)
+    with torch.no_grad():
+        logits = net.eval()(images)
+    for loss, accuracy in results:  # equal for any batch size, up to the order of a sum
+        assert loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+        assert accuracy == float((logits.argmax(1) == labels).sum()) / 32
+
+
+def test_evaluate_puts_the_mode_back_when_it_fails(digits):
+    net = network().train()
+    with pytest.raises((IndexError, RuntimeError)):
+        evaluate(net, digits.test_images, torch.full_like(digits.test_labels, 99), digits)
+    assert net.training
+    net.eval()
+    evaluate(net, digits.test_images, digits.test_labels, digits)
+    assert not net.training
+
+
+def test_evaluating_nothing(digits):
+    with pytest.raises(InvalidInput, match=r"^There is no image to evaluate on\.$"):
+        evaluate(Classifier(), digits.test_images[:0], digits.test_labels[:0], digits)
+
+
+# ---------------------------------------------------------------------------------------------- wrong input
+
+
+def test_classes_that_do_not_match(digits):
+    message = r"^The network has 7 classes, digits has 10; build it with classes=10\.$"
+    with pytest.raises(InvalidInput, match=message):
+        Fit(network(classes=7), digits, QUICK)
+    with pytest.raises(InvalidInput, match=message):
+        check_classes(Classifier(classes=7), digits)
+    check_classes(Classifier(), digits)
+    check_classes(nn.Flatten(), digits)  # nothing to compare
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        *((f, v, rf"^{f} must be above 0, got {v}\.$")
+          for f in ("epochs", "batch_size", "learning_rate", "clip", "evaluate_every") for v in (0, -1)),
+        *((f, -1, rf"^{f} must be at least 0, got -1\.$")
+          for f in ("momentum", "weight_decay", "cutout", "auxiliary_weight", "drop_path")),
+        ("drop_path", 1.0, r"^drop_path must be below 1, got 1\.0\.$"),
+        ("learning_rate", math.nan, r"^learning_rate must be above 0, got nan\.$"),
+    ],
+)  # fmt: skip
+def test_wrong_configurations(field, value, message):
+    with pytest.raises(InvalidInput, match=message):
+        FitConfig(**{field: value})
+
+
+def test_a_batch_larger_than_the_set(digits):
+    with pytest.raises(InvalidInput, match=r"^A batch of 65 needs at least as many images, got 64\. "):
+        Fit(Classifier(), digits, replace(QUICK, batch_size=65))
