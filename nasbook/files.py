@@ -31,14 +31,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        with temporary.open("xb") as file:  # not mkstemp: others may read what is written
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        with partial.open("xb") as file:  # not mkstemp: others may read what is written
+            temporary = partial
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        kept = "the earlier file is unchanged" if path.is_file() else "no file was left there"
+        earlier = os.path.isfile(path)  # noqa: PTH113 -- Path's raises on a name that is too long
+        kept = "the earlier file is unchanged" if earlier else "no file was left there"
         raise InvalidInput(f"Can't write {path}: {error.strerror or error}; {kept}.") from error
     finally:
         if temporary is not None:

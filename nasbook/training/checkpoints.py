@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def read_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in torch, zipfile or the unpickler, each with its own type
         raise CheckpointError(

@@ -98,7 +98,7 @@ def halve_and_die(handle: int) -> None:
 
 def move_and_die(source: Any, target: Any) -> None:
     """The file is in its place, and nothing comes after."""
-    os.rename(source, target)
+    Path(source).rename(target)
     die()
 
 
