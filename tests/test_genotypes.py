@@ -473,15 +473,16 @@ def test_random_genotypes_lie_in_the_space(options, seed):
     assert genotype == random_genotype(space, torch.Generator().manual_seed(seed))
 
 
-def test_random_genotypes_are_uniform():
-    space = Space(operations=("none", "a", "b"), nodes=2, kinds=("cell",))
+@pytest.mark.parametrize(("operations", "nodes", "cells"), [(("none", "a", "b"), 2, 48), (("none", "a"), 3, 18)])
+def test_random_genotypes_are_uniform(operations, nodes, cells):
+    space = Space(operations, nodes, kinds=("cell",))
     generator = torch.Generator().manual_seed(0)
-    draws = 4_800
+    draws = 2_400
     counts: dict[CellGenotype, int] = {}
     for _ in range(draws):
         cell = random_genotype(space, generator)["cell"]
         counts[cell] = counts.get(cell, 0) + 1
-    assert len(counts) == count_cells(space) == 48  # every cell comes up
+    assert len(counts) == count_cells(space) == cells  # every cell comes up
     expected = draws / len(counts)
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
     freedom = len(counts) - 1
