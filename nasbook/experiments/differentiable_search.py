@@ -319,7 +319,7 @@ def _judge_random(record: Record) -> Verdict:
         f"searched {mean_and_error(searched)}, random {mean_and_error(random)}; "
         f"difference {difference.mean():+.2%}, one-sided p = {p:.2f} over {len(difference)} seeds"
     )
-    return trend(difference.mean() > 0, p < 0.05, numbers)
+    return trend(bool(difference.mean() > 0), p < 0.05, numbers)
 
 
 register(
