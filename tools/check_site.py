@@ -124,9 +124,13 @@ class Browser:
 
     def screenshot(self, path: Path, width: int) -> None:
         """The whole page as a PNG file."""
-        size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": width, "height": min(size["height"], 16000), "scale": 1}
-        answer = self.devtools("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        height = min(self.devtools("Page.getLayoutMetrics")["cssContentSize"]["height"], 16000)
+        window = {"width": width, "deviceScaleFactor": 1, "mobile": width < 600}
+        # A window as high as the page: what is beyond a window, Chromium lays out anew, with the sidebars elsewhere.
+        self.devtools("Emulation.setDeviceMetricsOverride", height=int(height), **window)
+        time.sleep(0.5)
+        answer = self.devtools("Page.captureScreenshot")
+        self.devtools("Emulation.setDeviceMetricsOverride", height=900, **window)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def events(self) -> tuple[list[str], list[str], list[str]]:
