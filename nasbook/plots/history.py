@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from nasbook.errors import InvalidInput, unknown_name
 from nasbook.genotypes import Genotype, Space
 
 
+@runtime_checkable
 class Epoch(Protocol):
     """The part of a search's epoch report that figures read."""
 
