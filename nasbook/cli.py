@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -113,15 +114,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NasbookError as error:
         print(f"nasbook: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except OSError as error:  # what no part of the package has given words to
+        if isinstance(error, BrokenPipeError):  # `nasbook list | head`
+            sys.stderr.close()
+            return 0
+        print(f"nasbook: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 1
+    except _Interrupted:
         again = shlex.join(["nasbook", *arguments, *([] if "--resume" in arguments else ["--resume"])])
-        saved = f"To go on: {again}" if arguments[0] in ("search", "train", "reproduce") else ""
-        print(f"\nnasbook: interrupted. {saved}".rstrip(), file=sys.stderr)
+        print(f"\nnasbook: interrupted and saved. To go on: {again}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `nasbook list | head`
-        sys.stderr.close()
-        return 0
+    except KeyboardInterrupt:
+        print("\nnasbook: interrupted before anything was to be saved.", file=sys.stderr)
+        return 130
     return 0
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C after which there is something to resume."""
+
+
+@contextlib.contextmanager
+def _interrupted_if(saved: Callable[[], bool]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted if saved() else KeyboardInterrupt from None
 
 
 class _Usage(InvalidInput):
@@ -274,16 +292,17 @@ def _reproduce(arguments: list[str]) -> None:
 
     from nasbook.environment import resolve_device
 
-    measurement = reproduce(
-        name,
-        options.scale,
-        options.seed,
-        data=options.data or None,
-        device=resolve_device(options.device),
-        folder=options.out,
-        resume=options.resume,
-        progress=not options.quiet,
-    )
+    with _interrupted_if(lambda: any(options.out.glob(f"checkpoints/{name}.*.seed{options.seed}/*.pt"))):
+        measurement = reproduce(
+            name,
+            options.scale,
+            options.seed,
+            data=options.data or None,
+            device=resolve_device(options.device),
+            folder=options.out,
+            resume=options.resume,
+            progress=not options.quiet,
+        )
     print(json.dumps(measurement.values, indent=1)[:4000])
     records = load_records(options.out)
     record = find_record(name, options.scale, records)
@@ -398,7 +417,8 @@ def _positional(
         print(f"The options depend on it: nasbook {command} {next(iter(known))} --help")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise _Usage(f"nasbook {command} needs a {name} first. {expected}")
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise _Usage(f"nasbook {command} needs {article} {name} first. {expected}")
     if known is not None and arguments[0] not in known:
         raise _Usage(str(unknown_name(name.lower(), arguments[0], known)))
     return arguments[0], arguments[1:]
@@ -456,27 +476,30 @@ def _drive(run: Any, options: Any, label: str) -> None:
         raise InvalidInput(f"{options.out} holds a run already: give --resume to go on with it, or another --out.")
     if options.resume and not checkpoint.exists():
         raise InvalidInput(f"There is no checkpoint in {options.out} to resume; leave --resume out to begin.")
-    drive(
-        run,
-        checkpoint=checkpoint,
-        resume=options.resume,
-        checkpoint_steps=options.checkpoint_steps,
-        label=label,
-        progress=not options.quiet,
-    )
+    with _interrupted_if(checkpoint.exists):
+        drive(
+            run,
+            checkpoint=checkpoint,
+            resume=options.resume,
+            checkpoint_steps=options.checkpoint_steps,
+            label=label,
+            progress=not options.quiet,
+        )
 
 
-def _curves(history: Sequence[Any]) -> list[dict[str, float]]:
+def _curves(history: Sequence[Any]) -> list[dict[str, float | None]]:
+    """What every epoch measured; null where it did not (an epoch without evaluation has NaN)."""
     from nasbook.training import EpochReport
 
-    return [{f.name: getattr(report, f.name) for f in fields(EpochReport)} for report in history]
+    rows = ({f.name: getattr(report, f.name) for f in fields(EpochReport)} for report in history)
+    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     from nasbook.files import whole_file
 
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _section(title: str, entries: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ def seed_everything(seed: int, threads: int | None = 1) -> None:
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**64)
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nasbook.errors import InvalidInput
 from nasbook.training.run import Resumable
 
 
@@ -44,8 +45,11 @@ def drive(
     Raises:
         KeyboardInterrupt: after the checkpoint is written.
         TrainingDiverged: a loss is not finite; the checkpoint is then the last good one.
+        InvalidInput: ``checkpoint_steps`` is negative.
         CheckpointError: ``resume`` and the checkpoint is damaged or of another run.
     """
+    if checkpoint_steps < 0:
+        raise InvalidInput(f"checkpoint_steps must be at least 0, got {checkpoint_steps}.")
     if checkpoint is not None and resume and Path(checkpoint).exists():
         run.load(checkpoint)
     total = run.total_epochs * run.steps_per_epoch
