@@ -105,7 +105,7 @@ register(
 # --- the two-variable toy ---------------------------------------------------------------------------------------------
 
 
-def toy_trajectory(xi: float, steps: int = 4000, rate: float = 0.02) -> np.ndarray:
+def toy_trajectory(xi: float, steps: int = 1500, rate: float = 0.02) -> np.ndarray:
     """(steps + 1, 2) values of (α, w) of DARTS' toy from (2, −2), with an unrolled step of length ξ."""
     toy = ToyProblem()
     optimizers = torch.optim.SGD(toy.weights(), lr=0.1), torch.optim.SGD(toy.architecture(), lr=rate)
