@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nnasbook: interrupted and saved. To go on: {again}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("\nnasbook: interrupted before anything was to be saved.", file=sys.stderr)
+        print("\nnasbook: interrupted before there was anything to save.", file=sys.stderr)
         return 130
     return 0
 

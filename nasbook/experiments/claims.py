@@ -6,7 +6,7 @@ A claim is *exact* (checked to the last digit or to rounding), a *cost* (a ratio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -274,21 +274,48 @@ def _judge(experiment: Experiment, claim: Claim, record: Record) -> Verdict:
     return experiment.judges[claim.id](record)
 
 
-def scoreboard(paper: str | None = None, records: Iterable[Record] | None = None) -> str:
-    """A Markdown table of the claims (of one paper, or all) and their verdicts at every scale that was run."""
+COLUMNS = ("claim", "statement", "where", "kind", "scale", "verdict", "numbers")
+"""What the scoreboard can show."""
+
+
+def scoreboard(
+    paper: str | None = None, records: Iterable[Record] | None = None, columns: Sequence[str] = COLUMNS
+) -> str:
+    """A Markdown table of claims and their verdicts at every scale that was run.
+
+    Args:
+        paper: show the claims of this paper only, by the part of the id before the dot; None for all.
+        records: what to judge from; None for the committed records.
+        columns: which of :data:`COLUMNS` to show.
+
+    Raises:
+        InvalidInput: there is no such paper or column.
+    """
+    papers = list(dict.fromkeys(claim.paper for claim in CLAIMS))
+    if paper is not None and paper not in papers:
+        raise unknown_name("paper", paper, papers)
+    for column in columns:
+        if column not in COLUMNS:
+            raise unknown_name("column", column, COLUMNS)
     records = load_records() if records is None else tuple(records)
-    lines = ["| claim | statement | where | kind | scale | verdict | numbers |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for claim in CLAIMS:
-        if paper is not None and claim.paper != paper:
-            continue
-        verdicts = {scale: judge(claim.id, scale, records) for scale in SCALES}
-        shown = {s: v for s, v in verdicts.items() if v.status != "not yet run at this scale" or v.numbers}
-        if claim.kind == "exact":  # one row: the scale does not matter
-            shown = {"any": next(iter(shown.values()))} if shown else {}
-        for scale, verdict in (shown or {"—": Verdict("not yet run at this scale", "")}).items():
-            status = "not yet run" if scale == "—" else f"**{verdict.status}**"
-            lines.append(
-                f"| `{claim.id}` | {claim.statement} | {claim.where} | {claim.kind} | {scale} | {status} | "
-                f"{verdict.numbers} |"
-            )
+        if paper is None or claim.paper == paper:
+            for row in _rows(claim, records):
+                lines.append(f"| {' | '.join(row[column] for column in columns)} |")
     return "\n".join(lines)
+
+
+def _rows(claim: Claim, records: tuple[Record, ...]) -> Iterator[dict[str, str]]:
+    """A row for each scale that was run, one in all where none was or where the scale does not matter."""
+    about = {"claim": f"`{claim.id}`", "statement": claim.statement, "where": claim.where, "kind": claim.kind}
+    verdicts = {scale: judge(claim.id, scale, records) for scale in SCALES}
+    run = {s: v for s, v in verdicts.items() if v.status != "not yet run at this scale" or v.numbers}
+    if not run:
+        yield {**about, "scale": "—", "verdict": "not yet run", "numbers": ""}
+    elif claim.kind == "exact":
+        verdict = next(iter(run.values()))
+        yield {**about, "scale": "any", "verdict": f"**{verdict.status}**", "numbers": verdict.numbers}
+    else:
+        for scale, verdict in run.items():
+            yield {**about, "scale": scale, "verdict": f"**{verdict.status}**", "numbers": verdict.numbers}

@@ -53,7 +53,7 @@ class Scale:
     auxiliary: bool
     """Whether the derived network trains with an auxiliary head (needs images of 32 pixels)."""
     drop_path: float
-    """Drop rate of edges at the last epoch."""
+    """Drop rate of edges, as :class:`nasbook.training.FitConfig` takes it."""
     cutout: int
     """Side of the square that cutout erases, in pixels."""
 

@@ -72,7 +72,7 @@ class Config:
             architecture_learning_rate=self.architecture_learning_rate,
         )
         for name in ("final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN too
                 raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
         if not 0 < self.train_share < 1:
             raise InvalidInput(f"train_share must be between 0 and 1, got {self.train_share}.")

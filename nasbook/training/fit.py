@@ -36,7 +36,7 @@ class FitConfig:
     clip: float = 5.0
     """Largest norm of the gradient."""
     drop_path: float = 0.2
-    """Drop rate of edges at the last epoch; it rises linearly from 0."""
+    """Drop rate of edges: it rises linearly from 0 in the first epoch to (E−1)/E of this in the last of E."""
     cutout: int = 16
     """Side of the square that cutout erases, in pixels; 0 for none."""
     auxiliary_weight: float = 0.4
@@ -57,7 +57,7 @@ class FitConfig:
             evaluate_every=self.evaluate_every,
         )
         for name in ("momentum", "weight_decay", "cutout", "auxiliary_weight", "drop_path"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN too
                 raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.drop_path >= 1:
             raise InvalidInput(f"drop_path must be below 1, got {self.drop_path}.")
