@@ -49,7 +49,7 @@ GOOD: dict[str, Any] = {
     "search": [*SEARCH, "--out", "search"],
     "search again": [*SEARCH, "--out", "search again"],
     "search resumed at its end": [*SEARCH, "--out", "search", "--resume"],
-    "search with another seed": [*SEARCH, "--out", "seed 1", "--seed", "1"],
+    "search with another seed": [*SEARCH, "--out", "seed 1", "--seed", "1" + "0" * 20],
     "random search": [*RANDOM, "--out", "random"],
     "train": ["train", "search/genotype.json", *TRAIN, "--out", "train"],
     "train a published cell": ["train", "DARTS_V1", *TRAIN, "--epochs", "1", "--out", "published"],
@@ -397,6 +397,17 @@ def test_killed_and_resumed_gives_the_same_genotype(good, folder):
 
 def without_seconds_in(text: str) -> str:
     return re.sub(r'"seconds": [\d.e-]+', "", text)
+
+
+def test_an_interrupt_before_anything_is_saved_does_not_promise_to_resume(monkeypatch, capsys):
+    from nasbook import cli
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "search", interrupted)
+    assert cli.main(["search", "darts"]) == 130
+    assert capsys.readouterr().err == "\nnasbook: interrupted before there was anything to save.\n"
 
 
 def test_an_entry_point_and_a_module_are_the_same():
