@@ -204,3 +204,12 @@ def test_the_scoreboard_shows_each_scale_that_was_run(record_of):
 def test_the_committed_scoreboard_can_be_made():
     assert scoreboard().count("\n") >= len(CLAIMS) + 1
     assert load_records() == load_records()
+
+
+def test_columns_of_the_scoreboard():
+    lines = scoreboard("darts", [], columns=("claim", "verdict")).splitlines()
+    assert lines[:3] == ["| claim | verdict |", "|---|---|", "| `darts.space` | not yet run |"]
+    with pytest.raises(InvalidInput, match=r"Unknown column 'verdic'. Did you mean 'verdict'"):
+        scoreboard(columns=("verdic",))
+    with pytest.raises(InvalidInput, match=r"Unknown paper 'dart'. Did you mean 'darts'"):
+        scoreboard("dart")
