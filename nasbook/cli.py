@@ -181,8 +181,8 @@ def _search(arguments: list[str]) -> None:
     _write_json(options.out / "result.json", {**search.header(), "history": _curves(search.history)})
     for kind, cell in result.genotype.cells:
         print(f"{kind}: " + ", ".join(f"{e.source}→{e.target} {e.operation}" for e in cell.edges))
-    last = result.history[-1]
-    print(f"validation accuracy {last.validation_accuracy:.2%} after {last.epoch} epochs, {result.seconds:.0f} s")
+    epochs = len(result.history)
+    print(f"validation accuracy {result.validation_accuracy:.2%} after {epochs} epochs, {result.seconds:.0f} s")
     print(f"genotype: {options.out / 'genotype.json'}")
     print(f"train it: nasbook train {options.out / 'genotype.json'} --scale {options.scale} --data {options.data}")
 

@@ -156,7 +156,7 @@ def autograd_hypergradient(update: UnrolledUpdate, train: Batch, validation: Bat
 
 def hypergradient_problem(seed: int, smooth: bool) -> tuple[SearchNetwork, Batch, Batch]:
     """A small supernet in float64 and two batches of digits-size noise; ``smooth`` has no kink anywhere."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold_seed(seed, "hypergradient"))
         operations = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3")
         if not smooth:
@@ -270,7 +270,7 @@ def fit_config(scale: Scale) -> FitConfig:
 
 def derived_network(genotype: Genotype, scale: Scale, data: ImageData, seed: int) -> DerivedNetwork:
     """A freshly initialised derived network of a scale's size; the same seed gives the same weights."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold_seed(seed, "derived network"))
         return DerivedNetwork(
             genotype,

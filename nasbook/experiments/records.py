@@ -47,7 +47,7 @@ class Provenance:
     threads: int
     """CPU threads that torch used."""
     seconds: float
-    """Wall time of the measurement."""
+    """Wall time of the call that finished the measurement; what came before a resume is not in it."""
     peak_memory: int
     """Bytes: the most that was allocated on CUDA, or the process' largest resident size."""
     data: str

@@ -104,7 +104,7 @@ class Search(Resumable):
 
     def _start(self, sample: int) -> Fit:
         seed = fold_seed(self.seed, "training", sample)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold_seed(seed, "initial parameters"))
             network = DerivedNetwork(
                 self.genotype(sample),
@@ -157,7 +157,7 @@ class Search(Resumable):
         best = self._best()
         if best is None:
             raise InvalidInput("No sample has been trained to its end yet; run epochs() first.")
-        return SearchResult(best, tuple(self.history))
+        return SearchResult(best, tuple(self.history), max(score for score, _ in self._scores))
 
     def header(self) -> dict[str, Any]:
         return {

@@ -46,6 +46,8 @@ class SearchResult:
     """The chosen cells."""
     history: tuple[SearchReport, ...]
     """One report an epoch."""
+    validation_accuracy: float
+    """Of what was chosen: the supernet's in the last epoch, or the chosen sample's."""
 
     @property
     def seconds(self) -> float:
@@ -81,7 +83,7 @@ class GradientSearch(Run, ABC):
         self.data = data
         self.space = space
         device = data.train_images.device
-        with torch.random.fork_rng():  # the caller's generator is left where it was
+        with torch.random.fork_rng(devices=[]):  # the caller's generator is left where it was
             torch.manual_seed(fold_seed(seed, "initial parameters"))
             self.network = self.build_network().to(device)
         check_classes(self.network, data)
@@ -141,7 +143,8 @@ class GradientSearch(Run, ABC):
 
     def result(self) -> SearchResult:
         """The cells that the search means now, and its history."""
-        return SearchResult(self.network.genotype(), tuple(self.history))
+        accuracy = self.history[-1].validation_accuracy if self.history else float("nan")
+        return SearchResult(self.network.genotype(), tuple(self.history), accuracy)
 
     def header(self) -> dict[str, Any]:
         return {
