@@ -114,6 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NasbookError as error:
         print(f"nasbook: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "memory" not in str(error).lower():  # CUDA's and the CPU's allocators both say it in words only
+            raise
+        print("nasbook: out of memory: lower --batch-size, --channels or --cells.", file=sys.stderr)
+        return 1
     except OSError as error:  # what no part of the package has given words to
         if isinstance(error, BrokenPipeError):  # `nasbook list | head`
             sys.stderr.close()
@@ -266,7 +271,7 @@ def _draw(arguments: list[str]) -> None:
 class ReproduceOptions:
     """Options of one measurement."""
 
-    scale: str = "quick"
+    scale: str
     """quick, laptop, gpu or paper."""
     seed: int = 0
     """Seed of everything random; a trend needs at least three."""
@@ -283,12 +288,26 @@ class ReproduceOptions:
 
 
 def _reproduce(arguments: list[str]) -> None:
-    from nasbook.experiments import find_record, get_experiment, judge, list_experiments, load_records, reproduce
+    from nasbook.experiments import (
+        find_record,
+        get_experiment,
+        get_scale,
+        judge,
+        list_experiments,
+        load_records,
+        reproduce,
+    )
 
     names = [experiment.name for experiment in list_experiments()]
     name, rest = _positional(arguments, "reproduce", "EXPERIMENT", f"One of: {', '.join(names)}.", names)
     experiment = get_experiment(name)
-    options = _parse(ReproduceOptions, ReproduceOptions(), f"nasbook reproduce {name}", experiment.title + ".", rest)
+    options = _parse(
+        ReproduceOptions,
+        ReproduceOptions(get_scale(_scale_in(rest)).name),
+        f"nasbook reproduce {name}",
+        experiment.title + ".",
+        rest,
+    )
 
     from nasbook.environment import resolve_device
 

@@ -141,7 +141,7 @@ class CellGenotype:
         return tuple(edge for edge in self.edges if edge.target == node)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Genotype:
     """The cells that a search chose, by the kind of cell.
 
@@ -158,7 +158,16 @@ class Genotype:
             raise InvalidInput("A genotype needs at least one cell, got none.")
         if len({kind for kind, _ in pairs}) != len(pairs):
             raise InvalidInput(f"A kind of cell is given twice: {', '.join(kind for kind, _ in pairs)}.")
+        for kind, _ in pairs:
+            if not isinstance(kind, str):
+                raise InvalidInput(f"The kind of a cell is a name, got {kind!r}.")
         object.__setattr__(self, "cells", pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Genotype) and dict(self.cells) == dict(other.cells)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.cells))
 
     def __getitem__(self, kind: str) -> CellGenotype:
         for name, cell in self.cells:

@@ -142,7 +142,7 @@ def test_reproduce_and_records(good):
 def test_the_bar_shows_loss_accuracy_and_time_left(good):
     bar = good["bar"]["err"]
     assert "search darts" in bar and "20/20" in bar and "epoch=2/2" in bar
-    assert "train loss=" in bar and "validation accuracy=" in bar and re.search(r"\[\d\d:\d\d<\d\d:\d\d", bar)
+    assert "train loss=" in bar and "architecture loss=" in bar and re.search(r"\[\d\d:\d\d<\d\d:\d\d", bar)
 
 
 def test_list_has_every_name(good):

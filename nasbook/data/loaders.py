@@ -72,7 +72,10 @@ class Loader:
         self.augmentation = augmentation
         self.seed = seed
         self.drop_last = drop_last
-        self._black = -torch.tensor(self.mean) / torch.tensor(self.std)
+        # On the images' device from the start, so that a batch waits for no copy.
+        self._shift = torch.tensor(self.mean, device=images.device)[:, None, None]
+        self._scale = torch.tensor(self.std, device=images.device)[:, None, None]
+        self._black = (-self._shift / self._scale).flatten()
         self._pass = -1  # the pass whose order is kept
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -90,9 +93,10 @@ class Loader:
         number, step = divmod(index, len(self))
         if number != self._pass:
             self._pass = number
-            self._order = torch.randperm(len(self.images), generator=generator(self.seed, "order", number))
-        chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size].to(self.images.device)
-        images = _normalized(self.images[chosen], self.mean, self.std)
+            order = torch.randperm(len(self.images), generator=generator(self.seed, "order", number))
+            self._order = order.to(self.images.device)
+        chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        images = _normalized(self.images[chosen], self._shift, self._scale)
         draws = generator(self.seed, "augment", index, device=images.device)
         return augment(images, self.augmentation, draws, black=self._black), self.labels[chosen]
 
@@ -106,8 +110,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]]:
     """Every image once, in order and as it is, normalised; the last batch may be smaller."""
     _check_batches(images, labels, batch_size)
+    shift, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
     return (
-        (_normalized(some, mean, std), classes)
+        (_normalized(some, shift, scale), classes)
         for some, classes in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     )
 
@@ -121,8 +126,9 @@ def _check_batches(images: Tensor, labels: Tensor, batch_size: int) -> None:
 
 
 def _normalized(
-    images: UInt8[Tensor, "batch channels height width"], mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Tensor, "batch channels height width"],
+    mean: Float[Tensor, "channels 1 1"],
+    std: Float[Tensor, "channels 1 1"],
 ) -> Float[Tensor, "batch channels height width"]:
     """``(x / 255 - mean) / std`` in every channel."""
-    values = images.float() / 255
-    return (values - values.new_tensor(mean)[:, None, None]) / values.new_tensor(std)[:, None, None]
+    return (images.float() / 255 - mean) / std

@@ -22,19 +22,23 @@ CHAPTER = "01-differentiable-architecture-search"
 def _check_count(answer: Any) -> str | None:
     if not isinstance(answer, int) or isinstance(answer, bool):
         return f"Expected a whole number, got {type(answer).__name__}."
-    right = math.prod(math.comb(n, 2) * 4**2 for n in range(2, 5))
+    right = math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7))
     if answer == right:
         return None
-    if answer == math.prod(math.comb(n, 2) * 5**2 for n in range(2, 5)):
+    if answer == math.prod(math.comb(n, 2) * 6**2 for n in range(2, 7)):
         return "The zero operation can't stand in a discrete cell."
-    if answer == math.prod(n**2 * 4**2 for n in range(2, 5)):
+    if answer == math.prod(n**2 * 5**2 for n in range(2, 7)):
         return "The two edges of a node come from different nodes, and their order does not matter."
-    return "Each node chooses 2 of its n earlier nodes and one of 4 operations on each; multiply over n = 2, 3, 4."
+    return "Each node chooses 2 of its n earlier nodes and one of 5 operations on each; multiply over n = 2 to 6."
 
 
 register(
     Exercise(
-        "darts.count", CHAPTER, _check_count, (450, 18 * 5**6, 576 * 4**6, 1_037_664_180, 4.0), takes_function=False
+        "darts.count",
+        CHAPTER,
+        _check_count,
+        (2700, 2700 * 6**10, 720**2 * 5**10, 1_037_664_180, 2.6e10),
+        takes_function=False,
     )
 )
 

@@ -100,14 +100,14 @@ def measure(
     """Calls an experiment for one seed and notes how it was done; ``used_data`` is asked afterwards."""
     cuda = torch.device(device).type == "cuda"
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     commit = _commit()  # before the run: the repository may move on while it lasts
     start = time.perf_counter()
     values = run()
     seconds = time.perf_counter() - start
     data = used_data()
     if cuda:
-        memory, hardware = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
+        memory, hardware = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
     else:
         unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
         memory, hardware = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _processor()
@@ -168,8 +168,9 @@ def earlier_record(experiment: str, scale: Scale, folder: str | os.PathLike[str]
     if not path.exists():
         return None
     earlier = read_record(path)
-    if earlier.scale != numbers:
-        changed = sorted(k for k in {*numbers, *earlier.scale} if earlier.scale.get(k) != numbers.get(k))
+    # Numbers that a later version adds to a scale say nothing about an earlier measurement.
+    changed = sorted(name for name, value in earlier.scale.items() if numbers.get(name) != value)
+    if changed:
         raise InvalidInput(
             f"{path} was made with other numbers of the scale ({', '.join(changed)}); "
             f"move it away to begin a new record."

@@ -43,6 +43,11 @@ class Workplace:
         """Images on the device, cut to the scale; loaded when first asked for."""
         if self.loaded is None:
             whole = load_images(self.source, device=self.device)
+            if whole.name != self.scale.data:
+                raise InvalidInput(
+                    f"The scale {self.scale.name!r} is measured on {self.scale.data}, and {self.source} holds "
+                    f"{whole.name}. Give another copy of {self.scale.data}, named {self.scale.data}.npz."
+                )
             self.loaded = whole.take(self.scale.train_images, self.scale.test_images)
         return self.loaded
 
@@ -136,6 +141,8 @@ def reproduce(
         )
     if folder is not None:
         earlier_record(name, scale, folder)  # refused now rather than after the run
+    if scale.name == "quick":
+        torch.set_num_threads(1)  # results depend on how many threads share a sum
     workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
     measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.loaded, device)
     if folder is not None and checkpoints is not None:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from nasbook.errors import unknown_name
 from nasbook.methods import darts, random_search
-from nasbook.methods.search import GradientSearch, SearchReport, SearchResult, configure
+from nasbook.methods.search import GradientSearch, SearchReport, SearchResult
 
 METHODS: dict[str, ModuleType] = {"darts": darts, "random-search": random_search}
 """The modules of all methods by the names that the command line takes."""
@@ -29,7 +29,6 @@ __all__ = [
     "GradientSearch",
     "SearchReport",
     "SearchResult",
-    "configure",
     "darts",
     "get_method",
     "random_search",

@@ -71,6 +71,8 @@ class Config:
             clip=self.clip,
             architecture_learning_rate=self.architecture_learning_rate,
         )
+        if self.batch_size < 2:
+            raise InvalidInput("batch_size must be at least 2: batch norm compares the images of a step.")
         for name in ("final_learning_rate", "momentum", "weight_decay", "architecture_weight_decay"):
             if not getattr(self, name) >= 0:  # NaN too
                 raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")

@@ -105,7 +105,7 @@ class Search(Resumable):
     def _start(self, sample: int) -> Fit:
         seed = fold_seed(self.seed, "training", sample)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fold_seed(seed, "initial parameters"))
+            torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
             network = DerivedNetwork(
                 self.genotype(sample),
                 self.config.channels,
@@ -147,6 +147,9 @@ class Search(Resumable):
 
     def means(self) -> dict[str, float]:
         return self._fit.means()
+
+    def check_finite(self) -> None:
+        self._fit.check_finite()
 
     def result(self) -> SearchResult:
         """The best sample so far, and the history.

@@ -5,23 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nasbook.data import ImageData, Loader
-from nasbook.errors import unknown_name
 from nasbook.genotypes import Genotype, Space
 from nasbook.seeding import fold_seed
 from nasbook.supernets import SearchNetwork
-from nasbook.training import BilevelUpdate, EpochReport, Run, accuracy, check_classes, cosine
+from nasbook.training import BilevelUpdate, EpochReport, Run, accuracy, check_classes, cosine, evaluate
 
 
 @dataclass(frozen=True)
 class SearchReport(EpochReport):
-    """What one epoch of a search measured, and which cells it would give if it ended here."""
+    """What one epoch of a search measured, and which cells it would give if it ended here.
+
+    Validation loss and accuracy are the network's at the end of the epoch, in evaluation mode, on the whole
+    validation share without augmentation, as DARTS' code logs them. A gradient search's α learns from these images,
+    so for its supernet they are no held-out numbers.
+    """
 
     genotype: Genotype
     """The derived cells."""
@@ -29,8 +33,8 @@ class SearchReport(EpochReport):
     """What every candidate is multiplied by, for each kind of cell; on the CPU. Empty for discrete searches."""
 
     def to_state(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in fields(EpochReport)}
-        return {**plain, "genotype": self.genotype.to_json(), "coefficients": dict(self.coefficients)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "genotype": self.genotype.to_json(), "coefficients": dict(self.coefficients)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> SearchReport:
@@ -71,12 +75,7 @@ class GradientSearch(Run, ABC):
     network: SearchNetwork
     method: ClassVar[str]
     report_type: ClassVar[type[EpochReport]] = SearchReport
-    measurements: ClassVar[tuple[str, ...]] = (
-        "train_loss",
-        "train_accuracy",
-        "validation_loss",
-        "validation_accuracy",
-    )
+    measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy", "architecture_loss")
 
     def __init__(self, config: Any, data: ImageData, space: Space, seed: int = 0) -> None:
         self.config = config
@@ -84,7 +83,7 @@ class GradientSearch(Run, ABC):
         self.space = space
         device = data.train_images.device
         with torch.random.fork_rng(devices=[]):  # the caller's generator is left where it was
-            torch.manual_seed(fold_seed(seed, "initial parameters"))
+            torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
             self.network = self.build_network().to(device)
         check_classes(self.network, data)
         halves = data.split((config.train_share, 1 - config.train_share), seed=fold_seed(seed, "split"))
@@ -121,21 +120,19 @@ class GradientSearch(Run, ABC):
     def run_step(self, index: int) -> Sequence[Tensor]:
         train, validation = (loader.batch(index) for loader in self.loaders)
         result = self.update.step(train, validation)
-        return (
-            result.train_loss,
-            accuracy(result.train_outputs, train[1]),
-            result.validation_loss,
-            accuracy(result.validation_outputs, validation[1]),
-        )
+        return result.train_loss, accuracy(result.train_outputs, train[1]), result.validation_loss
 
     def report(self, means: dict[str, float]) -> SearchReport:
         with torch.no_grad():
             coefficients = {kind: value.cpu() for kind, value in self.network.coefficients().items()}
-        rate = self.update.weight_optimizer.param_groups[0]["lr"]
+        loss, correct = evaluate(self.network, self.loaders[1].images, self.loaders[1].labels, self.data)
         return SearchReport(
             self.epoch + 1,
-            **means,
-            learning_rate=rate,
+            means["train_loss"],
+            means["train_accuracy"],
+            loss,
+            correct,
+            learning_rate=self.update.weight_optimizer.param_groups[0]["lr"],
             seconds=self._seconds,
             genotype=self.network.genotype(),
             coefficients=coefficients,
@@ -173,15 +170,3 @@ class GradientSearch(Run, ABC):
 def describe_space(space: Space) -> dict[str, Any]:
     """A space as plain values that survive a checkpoint and compare by value."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()}
-
-
-ConfigType = TypeVar("ConfigType")
-
-
-def configure(config_type: type[ConfigType], **values: Any) -> ConfigType:
-    """Builds a configuration from keywords and refuses unknown ones, with the nearest valid names."""
-    known = [f.name for f in fields(config_type)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise unknown_name(f"field of {config_type.__module__.rsplit('.', 1)[-1]}'s configuration", name, known)
-    return config_type(**values)

@@ -1,6 +1,13 @@
 """Discrete networks: what a genotype becomes (Chapter 1)."""
 
-from nasbook.networks.derived import AuxiliaryHead, AuxiliaryOutput, DerivedCell, DerivedNetwork, DropPath
+from nasbook.networks.derived import (
+    AuxiliaryHead,
+    AuxiliaryOutput,
+    DerivedCell,
+    DerivedNetwork,
+    DropPath,
+    set_drop_path,
+)
 from nasbook.networks.stacking import (
     CellPlacement,
     CifarStem,
@@ -23,5 +30,6 @@ __all__ = [
     "StemName",
     "build_stem",
     "reduction_positions",
+    "set_drop_path",
     "stack_cells",
 ]

@@ -39,6 +39,19 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
+def set_drop_path(network: nn.Module, rate: float) -> None:
+    """Sets the rate of every :class:`DropPath` in a network, wrapped or not.
+
+    Raises:
+        InvalidInput: the rate is not in [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise InvalidInput(f"drop_path must be at least 0 and below 1, got {rate}.")
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.rate = rate
+
+
 class DerivedCell(nn.Module):
     """One discrete cell: every node is the sum of its edges, the output a concatenation of nodes (Eq. 1)."""
 
@@ -116,7 +129,7 @@ class DerivedNetwork(nn.Module):
     multiply-adds for a 32×32 image.
 
     Args:
-        genotype: needs the kinds ``normal`` and, unless there is one cell only, ``reduction``.
+        genotype: needs the kinds that stand in the stack: ``reduction``, and ``normal`` from three cells on.
         channels: channels of the first cell's nodes, C.
         cells: number of cells, L.
         classes: number of classes.
@@ -162,11 +175,7 @@ class DerivedNetwork(nn.Module):
 
     def set_drop_path(self, rate: float) -> None:
         """Sets the drop rate of all edges; DARTS raises it linearly over the epochs."""
-        if not 0 <= rate < 1:
-            raise InvalidInput(f"drop_path must be at least 0 and below 1, got {rate}.")
-        for module in self.modules():
-            if isinstance(module, DropPath):
-                module.rate = rate
+        set_drop_path(self, rate)
 
     def forward(
         self, images: Float[Tensor, "batch in_channels height width"]

@@ -29,13 +29,15 @@ class CellPlacement:
     """Channels of every node inside the cell."""
     input_channels: tuple[int, int]
     """Channels of the older and of the newer input, before the preprocessing."""
+    reduces: bool
+    """Whether the cell halves the resolution."""
     halve_older: bool
     """Whether the older input still has twice the resolution, because a reduction stands between."""
 
     @property
     def input_stride(self) -> int:
         """Stride of the edges that leave the cell's inputs."""
-        return 2 if self.kind == "reduction" else 1
+        return 2 if self.reduces else 1
 
     def preprocessing(self, affine: bool) -> nn.ModuleList:
         """The two modules that bring both inputs to ``channels`` and to one resolution."""
@@ -69,11 +71,12 @@ def stack_cells(
     older, newer = stem.output_channels
     halve_older = stem.halve_older
     for position in range(cells):
-        kind = "reduction" if position in reduction_positions(cells) else "normal"
-        if kind == "reduction":
+        reduces = position in reduction_positions(cells)
+        kind = "reduction" if reduces else "normal"
+        if reduces:
             channels *= 2
-        placements.append(CellPlacement(kind, channels, (older, newer), halve_older))
-        halve_older = kind == "reduction"
+        placements.append(CellPlacement(kind, channels, (older, newer), reduces, halve_older))
+        halve_older = reduces
         older, newer = newer, channels * outputs[kind]
     return placements
 
@@ -98,7 +101,7 @@ class CifarStem(nn.Module):
 
 
 class ImageNetStem(nn.Module):
-    """Three 3×3 convolutions of stride 2 (DARTS §3.4.2): the older input at 1/4, the newer at 1/8 of the size."""
+    """Three 3×3 convolutions of stride 2, as in DARTS' code: the older input at 1/4, the newer at 1/8 of the size."""
 
     halve_older = True
 

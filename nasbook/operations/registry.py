@@ -95,7 +95,7 @@ def build_operation(name: str, channels: int, stride: int = 1, affine: bool = Tr
         name: a name from :func:`list_operations`.
         channels: channels in and out.
         stride: 1, or 2 on the edges from a reduction cell's inputs.
-        affine: whether batch norms have a scale and a shift; off in a supernet (DARTS §3.1.1), where
+        affine: whether batch norms have a scale and a shift; off in a supernet (DARTS A.1.1), where
             they would compete with the architecture parameters.
 
     Raises:

@@ -271,7 +271,7 @@ def cell_axes(layout_size: tuple[float, float], ax: Axes | None, title: str | No
 
 @styled
 def draw_cell(
-    cell: CellGenotype,
+    cell: CellGenotype | Genotype,
     *,
     ax: Axes | None = None,
     title: str | None = None,
@@ -284,12 +284,14 @@ def draw_cell(
     node that no edge enters is drawn faint.
 
     Args:
-        cell: what to draw.
+        cell: what to draw; of a whole genotype all cells are drawn, as :func:`draw_genotype` does.
         ax: where to draw; a new figure without it. Type shrinks when the axes are too small for the cell.
         title: shown above.
         operation_labels: write each operation's name on its edge; without it, colour and line style say it.
         operations: the names of the whole space, where unusual operations are to look alike in several figures.
     """
+    if isinstance(cell, Genotype):
+        return draw_genotype(cell)
     width = PAGE_WIDTH - 2 * _MARGIN
     layout, lettering = _fit(cell, width, operation_labels)
     ax, scale = cell_axes((width, layout.height), ax, title)

@@ -28,12 +28,13 @@ class MixedOperation(nn.Module):
 
     def __init__(self, operations: tuple[str, ...], channels: int, stride: int) -> None:
         super().__init__()
-        self.candidates = nn.ModuleList(_candidate(name, channels, stride) for name in operations)
+        # By name, so that a pool of candidates can change without renaming the weights of those that stay.
+        self.candidates = nn.ModuleDict({name: _candidate(name, channels, stride) for name in operations})
 
     def forward(
         self, x: Image, coefficients: Float[Tensor, " operations"]
     ) -> Float[Tensor, "batch channels new_height new_width"]:
-        return _sum(c * candidate(x) for c, candidate in zip(coefficients, self.candidates, strict=True))
+        return _sum(c * candidate(x) for c, candidate in zip(coefficients, self.candidates.values(), strict=True))
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class Relaxation(nn.Module, ABC):
 
     def penalty(self) -> Float[Tensor, ""]:
         """What to add to the architecture loss: zero unless the paper has a term."""
-        return next(self.parameters()).new_zeros(())
+        return self.coefficients().new_zeros(())
 
 
 class SoftmaxRelaxation(Relaxation):

@@ -15,9 +15,9 @@ Symbols: ``weights`` is w, ``architecture`` is α, ``xi`` is ξ, ``vector`` is �
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +30,6 @@ from nasbook.errors import InvalidInput, require_positive
 Batch = tuple[Tensor, Tensor]
 """Images and labels."""
 Gradients = tuple[Tensor, ...]
-
-
-class Supernet(Protocol):
-    """What an update needs of a network: two disjoint sets of parameters and a penalty on the second."""
-
-    def weights(self) -> Iterator[nn.Parameter]: ...
-
-    def architecture(self) -> Iterator[nn.Parameter]: ...
-
-    def penalty(self) -> Float[Tensor, ""]: ...
 
 
 class ArchitectureGradient(NamedTuple):
@@ -62,16 +52,21 @@ class StepResult(NamedTuple):
     validation_outputs: Tensor
 
 
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch norms of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
+def kept_statistics(network: nn.Module | Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     """Within the block, batch norms in training mode normalise by the batch and leave their buffers alone.
 
     An architecture step evaluates the network on other data, and at other weights, than the weights' own
-    step does; the running statistics must not see it.
+    step does; the running statistics must not see it. Give the network, or the batch norms that
+    :func:`batch_norms` found in it, so that they need not be looked for in every step.
     """
-    tracking = [
-        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = batch_norms(network) if isinstance(network, nn.Module) else network
+    tracking = [norm for norm in norms if norm.track_running_stats]
     try:
         for module in tracking:
             module.track_running_stats = False
@@ -116,6 +111,7 @@ class BilevelUpdate(ABC):
         self.loss = loss
         self.clip = clip
         names = {id(parameter): name for name, parameter in network.named_parameters()}
+        self._norms = batch_norms(network)
         self._weight_names = tuple(names[id(weight)] for weight in self.weights)
 
     @abstractmethod
@@ -153,7 +149,7 @@ class FirstOrder(BilevelUpdate):
     """∇_α L_val(w, α): the current weights stand for the best ones (ξ = 0, the end of §2.3)."""
 
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
-        with kept_statistics(self.network):
+        with kept_statistics(self._norms):
             loss, outputs = self._loss_at(None, validation)
         total = loss + self.network.penalty()  # type: ignore[operator]
         return ArchitectureGradient(_grad(total, self.architecture), loss.detach(), outputs.detach())
@@ -194,6 +190,8 @@ class UnrolledUpdate(BilevelUpdate):
         for option in ("dampening", "nesterov", "maximize"):
             if weight_optimizer.param_groups[0][option]:
                 raise InvalidInput(f"An unrolled step knows momentum and weight decay, but not {option}; leave it out.")
+        if xi is not None and not xi >= 0:
+            raise InvalidInput(f"xi must be at least 0, got {xi}.")
         self.xi = xi
 
     @abstractmethod
@@ -202,20 +200,22 @@ class UnrolledUpdate(BilevelUpdate):
 
     def unrolled_weights(self, gradients: Gradients) -> Gradients:
         """w′ of Eq. 7, detached, ready to be differentiated by."""
-        unrolled: list[Tensor] = []
-        for group in self.weight_optimizer.param_groups:
-            xi = group["lr"] if self.xi is None else self.xi
-            for weight in group["params"]:
-                gradient = gradients[len(unrolled)].detach()
-                buffer = self.weight_optimizer.state.get(weight, {}).get("momentum_buffer")
-                velocity = 0 if buffer is None else group["momentum"] * buffer
-                step = velocity + gradient + group["weight_decay"] * weight.detach()
-                unrolled.append((weight.detach() - xi * step).requires_grad_())
+        (group,) = self.weight_optimizer.param_groups
+        unrolled = []
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            buffer = self.weight_optimizer.state.get(weight, {}).get("momentum_buffer")
+            velocity = 0 if buffer is None else group["momentum"] * buffer
+            step = velocity + gradient.detach() + group["weight_decay"] * weight.detach()
+            unrolled.append((weight.detach() - self.current_xi * step).requires_grad_())
         return tuple(unrolled)
 
+    @property
+    def current_xi(self) -> float:
+        """ξ of this step."""
+        return self.weight_optimizer.param_groups[0]["lr"] if self.xi is None else self.xi
+
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
-        xi = self.weight_optimizer.param_groups[0]["lr"] if self.xi is None else self.xi
-        with kept_statistics(self.network):
+        with kept_statistics(self._norms):
             gradients, hessian_vector_product = self.train_gradient(train)
             unrolled = self.unrolled_weights(gradients)
             loss, outputs = self._loss_at(unrolled, validation)
@@ -223,7 +223,7 @@ class UnrolledUpdate(BilevelUpdate):
             both = _grad(total, (*self.architecture, *unrolled))
             direct, vector = both[: len(self.architecture)], both[len(self.architecture) :]
             implicit = hessian_vector_product(vector)
-        combined = tuple(d - xi * i for d, i in zip(direct, implicit, strict=True))  # Eq. 7
+        combined = tuple(d - self.current_xi * i for d, i in zip(direct, implicit, strict=True))  # Eq. 7
         return ArchitectureGradient(combined, loss.detach(), outputs.detach())
 
 
@@ -325,12 +325,11 @@ def _grad(loss: Tensor, parameters: tuple[Tensor, ...], create_graph: bool = Fal
 
 
 def _check_parameters(name: str, optimizer: torch.optim.Optimizer, expected: tuple[nn.Parameter, ...]) -> None:
-    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    own = [id(parameter) for parameter in expected]
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in expected}
     if held != own:
         kind = "weights()" if name == "weight_optimizer" else "architecture()"
-        foreign, missing = len(set(held) - set(own)), len(set(own) - set(held))
-        what = "them in another order"
-        if foreign or missing:
-            what = f"{foreign} that are not in it and lacks {missing} of it"
-        raise InvalidInput(f"{name} must hold network.{kind} and nothing else, {len(own)} parameters; it holds {what}.")
+        raise InvalidInput(
+            f"{name} must hold network.{kind} and nothing else, {len(own)} parameters; "
+            f"it holds {len(held - own)} that are not in it and lacks {len(own - held)} of it."
+        )

@@ -72,6 +72,7 @@ def drive(
                 bar.set_postfix(_postfix(run.epoch + 1, run.total_epochs, run.means()))
             if checkpoint is not None and checkpoint_steps and run.step % checkpoint_steps == 0:
                 run.means()  # a diverged run must not overwrite a good checkpoint
+                run.check_finite()
                 run.save(checkpoint)
 
         run.on_step = after_step
@@ -114,6 +115,6 @@ def _first_interrupt_stops(run: Resumable) -> Iterator[Callable[[], bool]]:
 def _postfix(epoch: int, epochs: int, means: dict[str, float]) -> dict[str, str]:
     shown = {"epoch": f"{epoch}/{epochs}"}
     for name, value in means.items():
-        if name in ("train_loss", "train_accuracy", "validation_accuracy"):
+        if name in ("train_loss", "train_accuracy", "architecture_loss"):
             shown[name.replace("_", " ")] = f"{value:.3f}"
     return shown

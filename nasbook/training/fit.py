@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasbook.data import ImageData, Loader, evaluation_batches
 from nasbook.errors import InvalidInput, require_positive
-from nasbook.networks import AuxiliaryOutput, DerivedNetwork
+from nasbook.networks import AuxiliaryOutput, set_drop_path
 from nasbook.training.run import EpochReport, Run, accuracy, cosine
 
 
@@ -56,6 +56,8 @@ class FitConfig:
             clip=self.clip,
             evaluate_every=self.evaluate_every,
         )
+        if self.batch_size < 2:
+            raise InvalidInput("batch_size must be at least 2: batch norm compares the images of a step.")
         for name in ("momentum", "weight_decay", "cutout", "auxiliary_weight", "drop_path"):
             if not getattr(self, name) >= 0:  # NaN too
                 raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
@@ -125,8 +127,7 @@ class Fit(Run):
         progress = self.epoch / self.total_epochs
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(self.config.learning_rate, 0.0, progress)
-        if isinstance(self.network, DerivedNetwork):
-            self.network.set_drop_path(self.config.drop_path * progress)
+        set_drop_path(self.network, self.config.drop_path * progress)
         self.network.train()
 
     def run_step(self, index: int) -> Sequence[Tensor]:

@@ -14,14 +14,14 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.errors import TrainingDiverged, require_positive
+from nasbook.errors import CheckpointError, TrainingDiverged, require_positive
 from nasbook.seeding import fold_seed, seed_everything
 from nasbook.training.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
 
@@ -93,8 +93,12 @@ class Resumable(ABC):
         """The means of the current epoch's measurements so far. Waits for the device.
 
         Raises:
-            TrainingDiverged: the loss of a step, or a parameter, is not finite.
+            TrainingDiverged: the loss of a step is not finite.
         """
+
+    @abstractmethod
+    def check_finite(self) -> None:
+        """Raises :class:`~nasbook.errors.TrainingDiverged` if a parameter is not finite. Waits for the device."""
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
@@ -156,6 +160,8 @@ class Run(Resumable):
         self.step = 0
         self.history = []
         self._seconds = 0.0
+        self._started: float | None = None  # when the part of the epoch that is running began
+        self._stepping = False
         self._stopping = False
         self._paused: dict[str, Any] | None = None  # the generators' state in the middle of an epoch
         self._measured = torch.zeros(steps, len(self.measurements), device=self.device)
@@ -176,21 +182,26 @@ class Run(Resumable):
         try:
             while not self.finished:
                 self._begin()
-                start = time.perf_counter()
+                self._started = time.perf_counter()
                 while self.step < self.steps_per_epoch:
+                    self._stepping = True
                     row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
                     self._measured[self.step] = torch.stack([value.detach() for value in row])
                     self.step += 1
+                    self._stepping = False
                     if self.on_step is not None:
                         self.on_step(self)
                     if self._stopping:
                         break
                 means = self.means()
-                self._seconds += time.perf_counter() - start
+                self.check_finite()
                 if self._stopping and self.step < self.steps_per_epoch:
+                    self._seconds, self._started = self.elapsed(), None
                     self._paused = random_state()
                     return
                 report = self.report(means)
+                self._seconds, self._started = self.elapsed(), None
+                report = replace(report, seconds=self._seconds)
                 self.history.append(report)
                 self.epoch += 1
                 self.step = 0
@@ -200,8 +211,13 @@ class Run(Resumable):
         finally:
             self._stopping = False  # here, so that a stop() just before the first step counts
 
+    def elapsed(self) -> float:
+        """Seconds that this epoch has taken so far, pauses left out."""
+        return self._seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
+
     def _begin(self) -> None:
         """Gives the epoch its random stream, or takes up the one it stopped in: what others draw changes nothing."""
+        self._refuse_half_steps()
         if self.step == 0:
             seed_everything(fold_seed(self.seed, "epoch", self.epoch), threads=None)
             self._measured.zero_()
@@ -210,6 +226,10 @@ class Run(Resumable):
             restore_random_state(self._paused)
         self._paused = None
         self.begin_epoch()
+
+    def _refuse_half_steps(self) -> None:
+        if self._stepping:  # α may have moved and w not: no state to go on from, or to save
+            raise CheckpointError("This run was interrupted inside a step. Load its last checkpoint, or build it anew.")
 
     def stop(self) -> None:
         self._stopping = True
@@ -222,10 +242,13 @@ class Run(Resumable):
         if len(bad):
             step = int(bad[0]) + 1
             raise self._diverged(f"The {self.measurements[0].replace('_', ' ')}", measured[step - 1, 0].item(), step)
-        finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.network.parameters()])
-        if not finite.all():  # a step can break the weights after its own loss was still fine
-            raise self._diverged("A parameter", "infinite or NaN", self.step)
         return dict(zip(self.measurements, measured.mean(0).tolist(), strict=True))
+
+    def check_finite(self) -> None:
+        # A step can break the weights, or a batch norm's statistics, after its own loss was still fine.
+        values = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise self._diverged("A parameter or a statistic", "infinite or NaN", self.step)
 
     def _diverged(self, what: str, value: object, step: int) -> TrainingDiverged:
         return TrainingDiverged(
@@ -234,11 +257,12 @@ class Run(Resumable):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        self._refuse_half_steps()
         return {
             "epoch": self.epoch,
             "step": self.step,
             "measured": self._measured.clone(),
-            "seconds": self._seconds,
+            "seconds": self.elapsed(),
             "history": [report.to_state() for report in self.history],
             "random": random_state() if self._paused is None else self._paused,
         }
@@ -247,7 +271,7 @@ class Run(Resumable):
         self.epoch = state["epoch"]
         self.step = state["step"]
         self._measured = state["measured"].to(self.device)
-        self._seconds = state["seconds"]
+        self._seconds, self._started, self._stepping = state["seconds"], None, False
         self.history = [self.report_type.from_state(report) for report in state["history"]]
         self._paused = state["random"]
         restore_random_state(self._paused)

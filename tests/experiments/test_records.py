@@ -110,8 +110,11 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(tmp_path, scale, one, dam
     path = save_measurement("darts-random", scale, one, tmp_path)
     text = damage(path.read_text())
     path.write_text(text)
-    for action in ((read_record, path), (load_records, tmp_path),
-                   (save_measurement, "darts-random", scale, one, tmp_path)):
+    for action in (
+        (read_record, path),
+        (load_records, tmp_path),
+        (save_measurement, "darts-random", scale, one, tmp_path),
+    ):
         message = refusal(*action)
         assert str(path) in message and says in message
     assert path.read_text() == text
@@ -149,9 +152,7 @@ def test_what_json_cannot_hold_becomes_null(tmp_path, scale):
 def test_provenance(data):
     loaded = []
     made = measure(lambda: loaded.append(data) or {}, 4, lambda: loaded[0], "cpu").provenance
-    assert (made.nasbook, made.torch, made.threads) == (
-        nasbook.__version__, torch.__version__, torch.get_num_threads()
-    )
+    assert (made.nasbook, made.torch, made.threads) == (nasbook.__version__, torch.__version__, torch.get_num_threads())
     assert (made.data, made.data_source, made.data_checksum) == ("digits", "scikit-learn", data.checksum)
     assert made.python.startswith("3.") and made.hardware
     assert made.seconds >= 0

@@ -11,7 +11,7 @@ import torch
 from nasbook.data import load_images
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import Space
-from nasbook.methods import METHODS, SearchReport, configure, darts, get_method, random_search
+from nasbook.methods import METHODS, SearchReport, darts, get_method, random_search
 from nasbook.training import Run
 
 SPACE = Space(("none", "skip_connect", "sep_conv_3x3"), nodes=2)
@@ -48,14 +48,6 @@ def test_an_unknown_method(name, nearest):
         get_method(name)
     assert f"Unknown method '{name}'. Did you mean {nearest}" in str(caught.value)
     assert str(caught.value).endswith(f"Valid: {', '.join(METHODS)}.")
-
-
-def test_configure():
-    assert configure(darts.Config, epochs=3, order="first-order") == darts.Config(epochs=3, order="first-order")
-    with pytest.raises(InvalidInput, match=r"Unknown field of darts's configuration 'epoch'. Did you mean 'epochs'"):
-        configure(darts.Config, epoch=3)
-    with pytest.raises(InvalidInput, match=r"Unknown field of random_search's configuration 'sample'."):
-        configure(random_search.Config, sample=3)
 
 
 @pytest.mark.parametrize("config", [darts.Config, random_search.Config])

@@ -105,7 +105,7 @@ def test_a_cell_is_the_sum_of_its_edges():
          Edge(2, 4, "skip_connect"), Edge(0, 4, "dil_conv_3x3"), Edge(2, 5, "avg_pool_3x3")),
         nodes=4, output=(5, 4),
     )  # fmt: skip
-    cell = DerivedCell(genotype, CellPlacement("normal", 4, (6, 8), False)).double().eval()
+    cell = DerivedCell(genotype, CellPlacement("normal", 4, (6, 8), False, False)).double().eval()
     older, newer = torch.randn(2, 6, 5, 5, dtype=torch.float64), torch.randn(2, 8, 5, 5, dtype=torch.float64)
     by_edge = dict(zip(genotype.edges, cell.operations, strict=True))
     s0, s1 = cell.preprocessing[0](older), cell.preprocessing[1](newer)
@@ -116,7 +116,7 @@ def test_a_cell_is_the_sum_of_its_edges():
 
 
 def test_stride_2_stands_on_the_edges_from_the_inputs_only():
-    cell = DerivedCell(DARTS_V2.reduction, CellPlacement("reduction", 4, (4, 4), False))
+    cell = DerivedCell(DARTS_V2.reduction, CellPlacement("reduction", 4, (4, 4), True, False))
     for edge, operation in zip(cell.genotype.edges, cell.operations, strict=True):
         side = operation(torch.rand(2, 4, 8, 8)).shape[-1]
         assert side == (4 if edge.source < 2 else 8)
@@ -174,7 +174,7 @@ def test_identity_edges_are_exempt():
 
 def test_a_cell_of_identities_is_never_dropped():
     skips = CellGenotype((Edge(0, 2, "skip_connect"), Edge(1, 2, "skip_connect")), nodes=1)
-    cell = DerivedCell(skips, CellPlacement("normal", 2, (2, 2), False), drop_path=0.9)
+    cell = DerivedCell(skips, CellPlacement("normal", 2, (2, 2), False, False), drop_path=0.9)
     older, newer = torch.randn(50, 2, 4, 4), torch.randn(50, 2, 4, 4)
     expected = cell.preprocessing[0](older) + cell.preprocessing[1](newer)
     torch.testing.assert_close(cell(older, newer), expected)

@@ -36,7 +36,7 @@ def test_outputs_of_another_width():
 @pytest.mark.parametrize("halve_older", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_preprocessing(halve_older, affine):
-    older, newer = CellPlacement("normal", 4, (6, 8), halve_older).preprocessing(affine)
+    older, newer = CellPlacement("normal", 4, (6, 8), False, halve_older).preprocessing(affine)
     assert type(older) is (FactorizedReduction if halve_older else ReLUConvolution)
     assert type(newer) is ReLUConvolution
     assert older(torch.rand(2, 6, 8, 8)).shape == (2, 4, *([4, 4] if halve_older else [8, 8]))
@@ -59,7 +59,8 @@ def test_the_imagenet_stem():
     assert isinstance(stem, ImageNetStem)
     older, newer = stem(torch.rand(2, 3, 64, 48))
     assert older.shape == (2, 6, 16, 12) and newer.shape == (2, 6, 8, 6)
-    assert stack_cells(1, 6, stem, {"reduction": 4})[0] == CellPlacement("reduction", 12, (6, 6), halve_older=True)
+    (placement,) = stack_cells(1, 6, stem, {"reduction": 4})
+    assert placement == CellPlacement("reduction", 12, (6, 6), reduces=True, halve_older=True)
     assert [(m.in_channels, m.out_channels, m.stride) for m in stem.modules() if isinstance(m, nn.Conv2d)] == [
         (3, 3, (2, 2)), (3, 6, (2, 2)), (6, 6, (2, 2))
     ]  # fmt: skip

@@ -45,7 +45,7 @@ def test_norms_in_cells_are_not_affine_and_pools_have_one():
         if isinstance(module, nn.BatchNorm2d):
             assert module.affine == name.startswith("stem.") and module.track_running_stats
         if isinstance(module, MixedOperation):
-            for operation, candidate in zip(DARTS_OPERATIONS, module.candidates, strict=True):
+            for operation, candidate in zip(DARTS_OPERATIONS, module.candidates.values(), strict=True):
                 if operation.endswith("pool_3x3"):
                     assert [type(part) for part in candidate] == [Pool, nn.BatchNorm2d]
                 if operation == "skip_connect":
@@ -97,11 +97,11 @@ def test_a_mixed_operation_is_a_weighted_sum(stride):
     (x,) = _inputs(4)
     weights = torch.rand(8, dtype=torch.float64)
     expected = torch.zeros(3, 4, 6 // stride, 6 // stride, dtype=torch.float64)
-    for weight, candidate in zip(weights.tolist(), mixed.candidates, strict=True):
+    for weight, candidate in zip(weights.tolist(), mixed.candidates.values(), strict=True):
         expected += weight * candidate(x)
     torch.testing.assert_close(mixed(x, weights), expected, rtol=1e-12, atol=1e-12)
     pool = F.batch_norm(F.max_pool2d(x, 3, stride, 1), None, None, training=True)
-    torch.testing.assert_close(mixed.candidates[1](x), pool, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(list(mixed.candidates.values())[1](x), pool, rtol=1e-12, atol=1e-12)
 
 
 @few
@@ -109,7 +109,7 @@ def test_a_mixed_operation_is_a_weighted_sum(stride):
 def test_a_search_cell_is_the_sum_over_all_edges(seed, nodes, kind, halve_older):
     torch.manual_seed(seed)
     space = Space(("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes)
-    cell = SearchCell(space, CellPlacement(kind, 4, (5, 6), halve_older)).double().eval()
+    cell = SearchCell(space, CellPlacement(kind, 4, (5, 6), kind == "reduction", halve_older)).double().eval()
     (newer,) = _inputs(6)
     (older,) = _inputs(5, size=12 if halve_older else 6)
     coefficients = torch.rand(len(space.edges), 4, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_a_search_cell_is_the_sum_over_all_edges(seed, nodes, kind, halve_older)
         states[node] = torch.zeros(())
         for row, (source, target) in enumerate(space.edges):
             if target == node:
-                for column, candidate in enumerate(cell.edges[row].candidates):
+                for column, candidate in enumerate(cell.edges[row].candidates.values()):
                     states[node] = states[node] + coefficients[row, column] * candidate(states[source])
     expected = torch.cat([states[node] for node in range(2, 2 + nodes)], 1)
     assert expected.shape[-1] == (3 if kind == "reduction" else 6)
@@ -150,7 +150,7 @@ def test_one_hot_coefficients_leave_the_chosen_candidates_only():
         states = {0: cell.preprocessing[0](older), 1: cell.preprocessing[1](newer)}
         for edge in genotype[kind].edges:  # by target: a node is whole before it is read
             mixed = cell.edges[space.edges.index((edge.source, edge.target))]
-            value = mixed.candidates[space.operations.index(edge.operation)](states[edge.source])
+            value = mixed.candidates[edge.operation](states[edge.source])
             states[edge.target] = states.get(edge.target, 0) + value
         older, newer = newer, torch.cat([states[node] for node in (2, 3, 4)], 1)
     expected = network.classifier(newer.mean((2, 3)))

@@ -634,7 +634,6 @@ def _parameters(network: SearchNetwork, which: str) -> Iterator[nn.Parameter] | 
         "model.parameters()": list(network.parameters()),
         "some": weights[1:],
         "architecture": architecture,
-        "shuffled": weights[::-1],
     }[which]
 
 
@@ -645,7 +644,6 @@ def _parameters(network: SearchNetwork, which: str) -> Iterator[nn.Parameter] | 
         ("all", "it holds 2 that are not in it and lacks 0 of it"),
         ("model.parameters()", "it holds 2 that are not in it and lacks 0 of it"),
         ("some", "it holds 0 that are not in it and lacks 1 of it"),
-        ("shuffled", "it holds them in another order"),
     ],
 )
 def test_a_weight_optimizer_of_other_parameters_is_refused(update, which, message):

@@ -181,7 +181,7 @@ def test_the_bar(tiny, data, path, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "search" in shown.err and "/36 " in shown.err
-    assert "epoch=1/3" in shown.err and "train loss=" in shown.err and "validation accuracy=" in shown.err
+    assert "epoch=1/3" in shown.err and "train loss=" in shown.err and "architecture loss=" in shown.err
     other = tiny.make_run("first-order", data, batch_size=4)
     drive(other, checkpoint=path, resume=True, label="again")
     assert "21/36" in capsys.readouterr().err  # it goes on from where the other stopped
