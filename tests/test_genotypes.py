@@ -492,3 +492,18 @@ def test_random_genotypes_are_uniform(operations, nodes, cells):
 def test_reading_a_genotype_needs_no_torch():
     program = "import sys, nasbook.genotypes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def test_genotypes_are_equal_when_their_cells_are():
+    cells = dict(DARTS_V2.cells)
+    turned = Genotype(dict(reversed(list(cells.items()))))
+    assert turned == DARTS_V2
+    assert hash(turned) == hash(DARTS_V2)
+    assert DARTS_V1 != DARTS_V2
+    assert DARTS_V1 != "DARTS_V1"
+
+
+def test_a_kind_that_is_no_name_is_refused():
+    # The type checker of the tests refuses it before the function itself can.
+    with pytest.raises((InvalidInput, TypeError), match=r"kind of a cell is a name, got 1|parameter 'cells'"):
+        Genotype({1: DARTS_V2.normal})

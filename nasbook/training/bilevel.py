@@ -269,9 +269,10 @@ class FiniteDifference(UnrolledUpdate):
 
     def train_gradient(self, train: Batch) -> tuple[Gradients, Callable[[Gradients], Gradients]]:
         loss, _ = self._loss_at(None, train)
-        return _grad(loss, self.weights), lambda vector: self._central_difference(train, vector)
+        return _grad(loss, self.weights), lambda vector: self.central_difference(train, vector)
 
-    def _central_difference(self, train: Batch, vector: Gradients) -> Gradients:
+    def central_difference(self, train: Batch, vector: Gradients) -> Gradients:
+        """The approximate product with ``vector``."""
         norm = torch.stack([v.norm() for v in vector]).norm()
         epsilon = self.r / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nasbook.analysis import skip_count
+from nasbook.data import load_images
 from nasbook.errors import DataError, InvalidInput
 from nasbook.experiments import (
     SCALES,
@@ -202,3 +203,12 @@ def test_the_registry():
         assert experiment.title and not experiment.title.endswith(".")
         assert experiment.run.__doc__
         assert experiment.seeds(SCALES["quick"]) == (3 if experiment.seeded else 1)
+
+
+def test_other_data_than_the_scale_names_are_refused(tmp_path):
+    data = load_images("digits")
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = {name: getattr(data, name).numpy() for name in names}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(InvalidInput, match="measured on digits, and .*mine.npz holds mine"):
+        reproduce("darts-random", "quick", data=str(tmp_path / "mine.npz"))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 import torch
 
 from nasbook.data import load_images
-from nasbook.errors import InvalidInput
+from nasbook.errors import CheckpointError, InvalidInput
 from nasbook.genotypes import Space
 from nasbook.methods import METHODS, SearchReport, darts, get_method, random_search
-from nasbook.training import Run
+from nasbook.training import Run, evaluate
 
 SPACE = Space(("none", "skip_connect", "sep_conv_3x3"), nodes=2)
 SMALL = {"batch_size": 16, "channels": 2, "cells": 3, "epochs": 2}
@@ -225,3 +225,34 @@ def test_a_sample_is_evaluated_once_on_the_validation_share(data):
     search = search_of("random-search", data)
     accuracies = [report.validation_accuracy for report in search.epochs()]
     assert [accuracy != accuracy for accuracy in accuracies] == [True, False, True, False]  # NaN before the last
+
+
+def test_an_interrupt_inside_a_step_leaves_nothing_to_go_on_from(data, monkeypatch):
+    """After Ctrl-C in a notebook α may have moved and w not: going on would give other numbers without a word."""
+    search = search_of("darts", data)
+    monkeypatch.setattr(search.update.weight_optimizer, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        next(search.epochs())
+    for go_on in (lambda: next(search.epochs()), search.state_dict):
+        with pytest.raises(CheckpointError, match="interrupted inside a step"):
+            go_on()
+
+
+def test_the_validation_accuracy_is_that_of_the_network_in_evaluation_mode(data):
+    search = search_of("darts", data, order="second-order")
+    report = next(search.epochs())
+    loader = search.loaders[1]
+    assert (report.validation_loss, report.validation_accuracy) == evaluate(
+        search.network, loader.images, loader.labels, data
+    )
+
+
+@dataclass(frozen=True)
+class _LongerReport(SearchReport):
+    threshold: float = 0.0
+
+
+def test_a_report_with_more_fields_survives_a_checkpoint(data):
+    first = next(search_of("darts", data).epochs())
+    longer = _LongerReport(**{f.name: getattr(first, f.name) for f in fields(first)}, threshold=3.0)
+    assert _LongerReport.from_state(longer.to_state()).threshold == 3.0

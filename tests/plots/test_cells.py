@@ -179,3 +179,7 @@ def test_a_cell_in_words() -> None:
 def test_a_genotype_of_many_kinds_is_stacked() -> None:
     genotype = Genotype({f"cell {n}": DARTS_V2.normal for n in range(3)})
     assert len(draw_genotype(genotype).axes) == 3
+
+
+def test_a_whole_genotype_is_drawn_cell_by_cell() -> None:
+    assert len(draw_cell(DARTS_V2).axes) == len(draw_genotype(DARTS_V2).axes) > 1

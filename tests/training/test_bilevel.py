@@ -387,24 +387,24 @@ def test_the_unrolled_step_follows_the_learning_rate():
 class HalvedDenominator(FiniteDifference):
     """Trap 3: ``/ 2 * ε`` in place of ``/ (2 * ε)``."""
 
-    def _central_difference(self, train, vector):
+    def central_difference(self, train, vector):
         epsilon = self.r / torch.stack([v.norm() for v in vector]).norm()
-        return tuple(value * epsilon**2 for value in super()._central_difference(train, vector))
+        return tuple(value * epsilon**2 for value in super().central_difference(train, vector))
 
 
 class OneSidedDenominator(FiniteDifference):
     """Divides the central difference by ε."""
 
-    def _central_difference(self, train, vector):
-        return tuple(2 * value for value in super()._central_difference(train, vector))
+    def central_difference(self, train, vector):
+        return tuple(2 * value for value in super().central_difference(train, vector))
 
 
 class AbsoluteStep(FiniteDifference):
     """ε = r in the denominator, r/‖v‖ in the step."""
 
-    def _central_difference(self, train, vector):
+    def central_difference(self, train, vector):
         norm = torch.stack([v.norm() for v in vector]).norm()
-        return tuple(value / norm for value in super()._central_difference(train, vector))
+        return tuple(value / norm for value in super().central_difference(train, vector))
 
 
 class ProductAtUnrolledWeights(SecondOrder):
@@ -424,12 +424,12 @@ class ProductAtUnrolledWeights(SecondOrder):
 class DifferenceAroundUnrolledWeights(FiniteDifference):
     """Trap 2 again, in DARTS' form."""
 
-    def _central_difference(self, train, vector):
+    def central_difference(self, train, vector):
         kept = self.weights
         gradients = torch.autograd.grad(self._loss_at(None, train)[0], kept)
         self.weights = self.unrolled_weights(gradients)
         try:
-            return super()._central_difference(train, vector)
+            return super().central_difference(train, vector)
         finally:
             self.weights = kept
 

@@ -12,7 +12,8 @@ from torch import nn
 from nasbook.data import Augmentation, ImageData, Loader, evaluation_batches, load_images
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import DARTS_V2, CellGenotype, Edge, Genotype
-from nasbook.networks import AuxiliaryOutput, DerivedNetwork, DropPath
+from nasbook.methods import darts
+from nasbook.networks import AuxiliaryOutput, DerivedNetwork, DropPath, set_drop_path
 from nasbook.training import EpochReport, Fit, FitConfig, check_classes, evaluate, fit
 
 CHAIN = CellGenotype((Edge(0, 2, "conv_1x1"), Edge(1, 2, "skip_connect")), nodes=1)
@@ -245,3 +246,15 @@ def test_wrong_configurations(field, value, message):
 def test_a_batch_larger_than_the_set(digits):
     with pytest.raises(InvalidInput, match=r"^A batch of 65 needs at least as many images, got 64\. "):
         Fit(Classifier(), digits, replace(QUICK, batch_size=65))
+
+
+def test_a_wrapped_network_drops_paths_too():
+    network = DerivedNetwork(DARTS_V2, channels=2, cells=3, drop_path=0.0)
+    set_drop_path(torch.nn.Sequential(network), 0.25)
+    assert {module.rate for module in network.modules() if isinstance(module, DropPath)} == {0.25}
+
+
+@pytest.mark.parametrize("config", [FitConfig, darts.Config])
+def test_a_batch_of_one_is_refused(config):
+    with pytest.raises(InvalidInput, match="batch_size must be at least 2"):
+        config(batch_size=1)

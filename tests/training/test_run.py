@@ -284,7 +284,8 @@ def test_the_last_good_checkpoint_is_kept(tmp_path):
 def test_weights_that_the_last_step_broke_are_not_saved(last, tmp_path):
     """The loss is that of the weights before the step: fine, while the weights are not."""
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(TrainingDiverged, match=r"A parameter or a statistic became infinite or NaN at epoch 2, step 4 of 4\."):
+    message = r"A parameter or a statistic became infinite or NaN at epoch 2, step 4 of 4\."
+    with pytest.raises(TrainingDiverged, match=message):
         drive(Line(losses={last: -math.inf}), checkpoint=path, progress=False)
     run = Line()
     run.load(path)
