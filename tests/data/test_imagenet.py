@@ -9,6 +9,8 @@ from nasbook.data import image_folder_loaders
 from nasbook.errors import DataError, InvalidInput
 from nasbook.seeding import fold_seed
 
+pytest.importorskip("torchvision", reason="the folder loaders are torchvision's")
+
 
 @pytest.fixture
 def root(tmp_path):

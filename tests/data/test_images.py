@@ -1,5 +1,6 @@
 """load_images on every kind of source, and what ImageData offers. Nothing here needs a network."""
 
+import contextlib
 import gzip
 import hashlib
 import pickle
@@ -9,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision.datasets.utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nasbook.data import Augmentation, downloads, images, list_images, load_images
 from nasbook.errors import DataError, InvalidInput
+
+
+@pytest.fixture
+def downloader():
+    """torchvision's downloads; PyPI's torchvision does not import beside every torch."""
+    return pytest.importorskip("torchvision.datasets.utils")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +30,8 @@ def no_network(monkeypatch):
     def refuse(url, root, filename=None, md5=None):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", refuse)
+    with contextlib.suppress(ImportError):
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
     monkeypatch.delenv("NASBOOK_DATA", raising=False)
 
 
@@ -172,7 +179,7 @@ def test_a_damaged_file_is_never_used(name, damage, tmp_path, write_official):
     assert path.read_bytes() == damaged  # it may be the only copy: left alone
 
 
-def test_a_download_is_verified_before_it_is_put_in_place(tmp_path, monkeypatch, write_official):
+def test_a_download_is_verified_before_it_is_put_in_place(downloader, tmp_path, monkeypatch, write_official):
     origin, folder = tmp_path / "origin", tmp_path / "folder"
     arrays = write_official("mnist", origin)
     asked = []
@@ -182,7 +189,7 @@ def test_a_download_is_verified_before_it_is_put_in_place(tmp_path, monkeypatch,
         content = (origin / "MNIST/raw" / filename).read_bytes()
         Path(root, filename).write_bytes(content[: len(content) // 2] if "ossci" in url else content)
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", first_mirror_sends_half)
+    monkeypatch.setattr(downloader, "download_url", first_mirror_sends_half)
     assert load_images("mnist", folder=folder).test_labels.tolist() == arrays["test_labels"].tolist()
     assert len(asked) == 8
     stored = sorted(path.name for path in (folder / "MNIST/raw").iterdir())
@@ -193,18 +200,18 @@ def test_a_download_is_verified_before_it_is_put_in_place(tmp_path, monkeypatch,
     def all_send_a_login_page(url, root, filename=None, md5=None):
         Path(root, filename).write_bytes(b"<html>please log in</html>")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", all_send_a_login_page)
+    monkeypatch.setattr(downloader, "download_url", all_send_a_login_page)
     message = message_of("mnist", folder=tmp_path / "other")
     assert "sent is damaged or cut short (it can't be decompressed)" in message
     assert [path for path in (tmp_path / "other").rglob("*") if path.is_file()] == []
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(downloader, tmp_path, monkeypatch):
     def full(url, root, filename=None, md5=None):
         Path(root, filename).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", full)
+    monkeypatch.setattr(downloader, "download_url", full)
     assert "[Errno 28] No space left on device" in message_of("cifar10", folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
