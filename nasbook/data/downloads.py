@@ -116,10 +116,13 @@ def _content(path: Path, md5: str) -> bytes:
 
 def _download(file: RemoteFile, target: Path) -> bytes:
     """Downloads to a temporary folder beside ``target``, verifies, and only then moves the file to its place."""
-    from torchvision.datasets.utils import (
-        download_url,  # slow to import, and not needed for embedded sets
-    )
-
+    try:
+        from torchvision.datasets.utils import download_url  # slow to import, not needed for embedded sets
+    except (ImportError, RuntimeError) as error:  # beside another torch it raises from inside: no torchvision::nms
+        raise DataError(
+            f"Can't download {target.name} to {target.parent}: torchvision does not import ({error}). "
+            f"Install the torchvision of your torch, or put the file there yourself, or give an .npz file."
+        ) from error
     failures = []
     for url in file.urls:
         try:

@@ -1,5 +1,6 @@
 """load_images on every kind of source, and what ImageData offers. Nothing here needs a network."""
 
+import builtins
 import contextlib
 import gzip
 import hashlib
@@ -149,6 +150,7 @@ def test_the_folder_can_come_from_the_environment(tmp_path, monkeypatch, write_o
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
+@pytest.mark.usefixtures("downloader")
 def test_no_network(name, tmp_path):
     file = downloads.FILES[name][0]
     target = tmp_path / file.places[0]
@@ -216,6 +218,19 @@ def test_a_full_disk_leaves_nothing_behind(downloader, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [ImportError("No module named 'torchvision'"), RuntimeError("no nms")])
+def test_a_torchvision_that_does_not_import(tmp_path, monkeypatch, error):
+    def broken(name, *arguments):
+        if name.startswith("torchvision"):
+            raise error
+        return real(name, *arguments)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", broken)
+    assert f"torchvision does not import ({error})" in message_of("cifar10", folder=tmp_path)
+
+
+@pytest.mark.usefixtures("downloader")
 def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     assert "Not a directory" in message_of("cifar10", folder=tmp_path / "file" / "below")
