@@ -7,7 +7,7 @@ share, and keeps the one with the best accuracy on the validation share. No supe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from nasbook.data import ImageData
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space, random_genotype
-from nasbook.methods.search import SearchReport, SearchResult, describe_space
+from nasbook.methods.search import SearchReport, SearchResult, search_header
 from nasbook.networks import DerivedNetwork, StemName
 from nasbook.seeding import fold_seed, generator
 from nasbook.training import Fit, FitConfig, Resumable
@@ -163,13 +163,7 @@ class Search(Resumable):
         return SearchResult(best, tuple(self.history), max(score for score, _ in self._scores))
 
     def header(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "space": describe_space(self.space),
-            "config": asdict(self.config),
-            "data": self.data.checksum,
-            "seed": self.seed,
-        }
+        return search_header(self.method, self.space, self.config, self.data, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {

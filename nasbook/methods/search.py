@@ -144,13 +144,7 @@ class GradientSearch(Run, ABC):
         return SearchResult(self.network.genotype(), tuple(self.history), accuracy)
 
     def header(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "space": describe_space(self.space),
-            "config": asdict(self.config),
-            "data": self.data.checksum,
-            "seed": self.seed,
-        }
+        return search_header(self.method, self.space, self.config, self.data, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -167,6 +161,12 @@ class GradientSearch(Run, ABC):
         self.update.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
 
 
-def describe_space(space: Space) -> dict[str, Any]:
-    """A space as plain values that survive a checkpoint and compare by value."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()}
+def search_header(method: str, space: Space, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
+    """What a search is, as plain values that survive a checkpoint and compare by value."""
+    return {
+        "method": method,
+        "space": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()},
+        "config": asdict(config),
+        "data": data.checksum,
+        "seed": seed,
+    }
