@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from nasbook import cli, experiments, plots  # noqa: F401 -- the slow imports
+from nasbook.cli import commands  # noqa: F401 -- likewise
 
 
 def files() -> dict[str, str]:

@@ -400,13 +400,13 @@ def without_seconds_in(text: str) -> str:
 
 
 def test_an_interrupt_before_anything_is_saved_does_not_promise_to_resume(monkeypatch, capsys):
-    from nasbook import cli
+    from nasbook.cli import commands, main
 
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "search", interrupted)
-    assert cli.main(["search", "darts"]) == 130
+    monkeypatch.setitem(commands.COMMANDS, "search", interrupted)
+    assert main(["search", "darts"]) == 130
     assert capsys.readouterr().err == "\nnasbook: interrupted before there was anything to save.\n"
 
 
@@ -415,3 +415,9 @@ def test_an_entry_point_and_a_module_are_the_same():
 
     [entry] = [e for e in entry_points(group="console_scripts") if e.name == "nasbook"]
     assert entry.value == "nasbook.cli:main"
+
+
+def test_help_comes_before_torch_is_loaded():
+    code = "import sys; from nasbook.cli import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")

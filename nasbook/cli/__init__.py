@@ -1,0 +1,76 @@
+"""The command line: search, train, draw, reproduce, and lists of what there is.
+
+Every expected error ends in one line on standard error and a non-zero exit. Help comes first and loads nothing:
+torch is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from nasbook import __version__
+from nasbook.errors import NasbookError, unknown_name
+
+__all__ = ["main"]
+
+USAGE = """\
+usage: nasbook COMMAND [OPTIONS]
+
+Differentiable and growing neural architecture search.
+
+  search METHOD          search for a cell: nasbook search darts --data digits --out runs/darts
+  train GENOTYPE         train the network of a cell: nasbook train runs/darts/genotype.json
+  draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
+  reproduce EXPERIMENT   measure a table or figure of the book: nasbook reproduce darts-random --seed 1
+  records                show what was measured and what it says of the papers' claims
+  list                   list methods, data sets, operations, published cells, experiments and scales
+
+nasbook COMMAND --help shows a command's options. A GENOTYPE is a JSON file or a published name.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0, 1 on an error, 2 on wrong usage, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"nasbook {__version__}")
+        return 0
+    from nasbook.cli.commands import COMMANDS
+    from nasbook.cli.options import Interrupted, Usage
+
+    try:
+        if arguments[0] not in COMMANDS:
+            raise Usage(str(unknown_name("command", arguments[0], COMMANDS)))
+        COMMANDS[arguments[0]](arguments[1:])
+    except SystemExit as stop:  # tyro has printed a help text
+        return int(stop.code or 0)
+    except Usage as error:
+        print(f"nasbook: {error}", file=sys.stderr)
+        return 2
+    except NasbookError as error:
+        print(f"nasbook: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "memory" not in str(error).lower():  # CUDA's and the CPU's allocators both say it in words only
+            raise
+        print("nasbook: out of memory: lower --batch-size, --channels or --cells.", file=sys.stderr)
+        return 1
+    except OSError as error:  # what no part of the package has given words to
+        if isinstance(error, BrokenPipeError):  # `nasbook list | head`
+            sys.stderr.close()
+            return 0
+        print(f"nasbook: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 1
+    except Interrupted:
+        again = shlex.join(["nasbook", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+        print(f"\nnasbook: interrupted and saved. To go on: {again}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("\nnasbook: interrupted before there was anything to save.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,310 @@
+"""What each command does, with the package's own functions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nasbook.cli.options import (
+    DrawOptions,
+    Interrupted,
+    RecordsOptions,
+    ReproduceOptions,
+    SearchOptions,
+    TrainOptions,
+    Usage,
+    parse,
+    positional,
+    scale_in,
+)
+from nasbook.errors import InvalidInput, unknown_name
+
+
+def _search(arguments: list[str]) -> None:
+    from nasbook.experiments import SEARCH_CONFIGS, get_scale
+    from nasbook.methods import METHODS, get_method
+
+    name, rest = positional(arguments, "search", "METHOD", f"One of: {', '.join(METHODS)}.", METHODS)
+    method = get_method(name)
+    scale = get_scale(scale_in(rest))
+    defaults: SearchOptions[Any] = SearchOptions(
+        out=Path("runs") / name,
+        data=scale.data,
+        scale=scale.name,
+        operations=scale.operations,
+        nodes=scale.nodes,
+        config=SEARCH_CONFIGS[name](scale),
+    )
+    title = (method.__doc__ or "").splitlines()[0]
+    kind: Any = SearchOptions  # subscripted with a class that is known only now
+    options = parse(kind[method.Config], defaults, f"nasbook search {name}", title, rest)
+
+    from nasbook.genotypes import Space
+    from nasbook.operations import get_operation
+
+    for operation in options.operations:
+        get_operation(operation)
+    data = _load(options)
+    search = method.Search(options.config, data, Space(options.operations, options.nodes), options.seed)
+    _drive(search, options, f"search {name}")
+    result = search.result()
+    result.genotype.save(options.out / "genotype.json")
+    _write_json(options.out / "result.json", {**search.header(), "history": _curves(search.history)})
+    for kind, cell in result.genotype.cells:
+        print(f"{kind}: " + ", ".join(f"{e.source}→{e.target} {e.operation}" for e in cell.edges))
+    epochs = len(result.history)
+    print(f"validation accuracy {result.validation_accuracy:.2%} after {epochs} epochs, {result.seconds:.0f} s")
+    print(f"genotype: {options.out / 'genotype.json'}")
+    print(f"train it: nasbook train {options.out / 'genotype.json'} --scale {options.scale} --data {options.data}")
+
+
+def _train(arguments: list[str]) -> None:
+    from nasbook.experiments import fit_config, get_scale
+
+    name, rest = positional(arguments, "train", "GENOTYPE", "A JSON file, or a name from `nasbook list`.")
+    scale = get_scale(scale_in(rest))
+    defaults = TrainOptions(
+        out=Path("runs") / "train",
+        data=scale.data,
+        scale=scale.name,
+        channels=scale.channels,
+        cells=scale.cells,
+        auxiliary=scale.auxiliary,
+        config=fit_config(scale),
+    )
+    title = "Train the network of a genotype and evaluate it on the test images."
+    options = parse(TrainOptions, defaults, "nasbook train GENOTYPE", title, rest)
+    genotype = _genotype(name)
+
+    import torch
+    from safetensors.torch import save as to_safetensors
+
+    from nasbook.analysis import count_macs, count_parameters
+    from nasbook.files import whole_file
+    from nasbook.networks import DerivedNetwork
+    from nasbook.seeding import fold_seed
+    from nasbook.training import Fit
+
+    data = _load(options)
+    torch.manual_seed(fold_seed(options.seed, "derived network"))
+    network = DerivedNetwork(
+        genotype,
+        options.channels,
+        options.cells,
+        data.classes,
+        auxiliary=options.auxiliary,
+        stem=options.stem,
+        in_channels=data.channels,
+    )
+    run = Fit(network, data, options.config, seed=options.seed)
+    macs = count_macs(network, (1, data.channels, data.size, data.size))
+    print(f"{count_parameters(network):,} parameters, {macs:,} multiply-adds an image")
+    _drive(run, options, "train")
+    with whole_file(options.out / "weights.safetensors") as file:
+        file.write(to_safetensors({k: v.cpu().contiguous() for k, v in network.state_dict().items()}))
+    genotype.save(options.out / "genotype.json")
+    _write_json(options.out / "result.json", {**run.header(), "history": _curves(run.history)})
+    print(f"test accuracy {run.history[-1].validation_accuracy:.2%}")
+    print(f"weights: {options.out / 'weights.safetensors'}")
+
+
+def _draw(arguments: list[str]) -> None:
+    name, rest = positional(arguments, "draw", "GENOTYPE", "A JSON file, or a name from `nasbook list`.")
+    options = parse(DrawOptions, DrawOptions(), "nasbook draw GENOTYPE", "Draw the cells of a genotype.", rest)
+    endings = (".png", ".svg", ".pdf")
+    if options.out.suffix not in endings:
+        raise Usage(f"--out must end in {', '.join(endings)}; got {str(options.out)!r}.")
+    genotype = _genotype(name)
+
+    from nasbook.files import whole_file
+    from nasbook.plots import draw_genotype
+
+    figure = draw_genotype(genotype)
+    with whole_file(options.out) as file:
+        figure.savefig(file, format=options.out.suffix[1:], dpi=200, bbox_inches="tight")
+    print(options.out)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    from nasbook.experiments import (
+        find_record,
+        get_experiment,
+        get_scale,
+        judge,
+        list_experiments,
+        load_records,
+        reproduce,
+    )
+
+    names = [experiment.name for experiment in list_experiments()]
+    name, rest = positional(arguments, "reproduce", "EXPERIMENT", f"One of: {', '.join(names)}.", names)
+    experiment = get_experiment(name)
+    options = parse(
+        ReproduceOptions,
+        ReproduceOptions(get_scale(scale_in(rest)).name),
+        f"nasbook reproduce {name}",
+        experiment.title + ".",
+        rest,
+    )
+
+    from nasbook.environment import resolve_device
+
+    with _interrupted_if(lambda: any(options.out.glob(f"checkpoints/{name}.*.seed{options.seed}/*.pt"))):
+        measurement = reproduce(
+            name,
+            options.scale,
+            options.seed,
+            data=options.data or None,
+            device=resolve_device(options.device),
+            folder=options.out,
+            resume=options.resume,
+            progress=not options.quiet,
+        )
+    print(json.dumps(measurement.values, indent=1)[:4000])
+    records = load_records(options.out)
+    record = find_record(name, options.scale, records)
+    assert record is not None
+    print(f"record: {options.out / record.filename} ({len(record.measurements)} seeds)")
+    for claim in experiment.judges:
+        verdict = judge(claim, options.scale, records)
+        print(f"{claim}: {verdict.status}. {verdict.numbers}")
+
+
+def _records(arguments: list[str]) -> None:
+    from nasbook.experiments import CLAIMS, SCALES, judge, load_records
+
+    options = parse(
+        RecordsOptions, RecordsOptions(), "nasbook records", "What was measured, and what it says.", arguments
+    )
+    if options.folder is not None and not options.folder.is_dir():
+        raise InvalidInput(f"There is no folder {options.folder}.")
+    records = load_records(options.folder)
+    for record in records:
+        seeds = [m.seed for m in record.measurements]
+        made = record.measurements[-1].provenance
+        print(f"{record.experiment} at {record.scale['name']}: seeds {seeds}, {made.hardware}, torch {made.torch}")
+    print()
+    for claim in CLAIMS:
+        for scale in SCALES if claim.kind != "exact" else ("quick",):
+            verdict = judge(claim.id, scale, records)
+            if verdict.numbers:
+                where = "" if claim.kind == "exact" else f" ({scale})"
+                print(f"{claim.id}{where}: {verdict.status}. {verdict.numbers}")
+
+
+def _list(arguments: list[str]) -> None:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: nasbook list\n\nWhat there is to name on the command line.")
+        return
+    if arguments:
+        raise Usage(f"nasbook list takes no arguments, got {' '.join(arguments)!r}.")
+    from nasbook.data import list_images
+    from nasbook.experiments import SCALES, list_experiments
+    from nasbook.genotypes import PUBLISHED
+    from nasbook.methods import METHODS
+    from nasbook.operations import get_operation, list_operations
+
+    _section("methods", {name: (m.__doc__ or "").splitlines()[0] for name, m in METHODS.items()})
+    _section("data sets", {name: "embedded" if name == "digits" else "downloaded" for name in list_images()})
+    _section("operations", {name: get_operation(name).summary for name in list_operations()})
+    _section("published genotypes", dict.fromkeys(PUBLISHED, ""))
+    _section("experiments", {e.name: e.title for e in list_experiments()})
+    _section("scales", {name: f"{s.data}, {s.search_epochs} epochs of search" for name, s in SCALES.items()})
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "search": _search,
+    "train": _train,
+    "draw": _draw,
+    "reproduce": _reproduce,
+    "records": _records,
+    "list": _list,
+}
+
+
+# --- what the commands share ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _interrupted_if(saved: Callable[[], bool]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted if saved() else KeyboardInterrupt from None
+
+
+def _genotype(name: str) -> Any:
+    from nasbook.genotypes import PUBLISHED, Genotype
+    from nasbook.operations import get_operation
+
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    if not name.endswith(".json") and not Path(name).exists():
+        raise unknown_name("genotype", name, [*PUBLISHED, "a path that ends in .json"])
+    genotype = Genotype.load(name)
+    for kind, cell in genotype.cells:
+        for number, edge in enumerate(cell.edges):
+            try:
+                get_operation(edge.operation)
+            except InvalidInput as error:
+                raise InvalidInput(f"{name}: cells.{kind}.edges[{number}]: {error}") from None
+    return genotype
+
+
+def _load(options: Any) -> Any:
+    from nasbook.data import load_images
+    from nasbook.environment import resolve_device
+    from nasbook.experiments import get_scale
+    from nasbook.seeding import seed_everything
+
+    device = resolve_device(options.device)
+    seed_everything(options.seed, threads=None)
+    scale = get_scale(options.scale)
+    data = load_images(options.data, device=device)
+    return data.take(scale.train_images, scale.test_images) if options.data == scale.data else data
+
+
+def _drive(run: Any, options: Any, label: str) -> None:
+    from nasbook.training import drive
+
+    checkpoint = options.out / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
+        raise InvalidInput(f"{options.out} holds a run already: give --resume to go on with it, or another --out.")
+    if options.resume and not checkpoint.exists():
+        raise InvalidInput(f"There is no checkpoint in {options.out} to resume; leave --resume out to begin.")
+    with _interrupted_if(checkpoint.exists):
+        drive(
+            run,
+            checkpoint=checkpoint,
+            resume=options.resume,
+            checkpoint_steps=options.checkpoint_steps,
+            label=label,
+            progress=not options.quiet,
+        )
+
+
+def _curves(history: Sequence[Any]) -> list[dict[str, float | None]]:
+    """What every epoch measured; null where it did not (an epoch without evaluation has NaN)."""
+    from nasbook.training import EpochReport
+
+    rows = ({f.name: getattr(report, f.name) for f in fields(EpochReport)} for report in history)
+    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from nasbook.files import whole_file
+
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _section(title: str, entries: dict[str, str]) -> None:
+    width = max(map(len, entries))
+    print(f"{title}:")
+    for name, text in entries.items():
+        print(f"  {name:<{width}}  {text}".rstrip())

@@ -1,0 +1,170 @@
+"""The options of every command. tyro makes the parser and the help text from these dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from nasbook.errors import InvalidInput, unknown_name
+from nasbook.training import FitConfig
+
+ConfigType = TypeVar("ConfigType")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of everything that runs for a while."""
+
+    out: Path
+    """Folder for the results and the checkpoint."""
+    data: str
+    """Data set: a name from `nasbook list`, or the path of an .npz file."""
+    scale: str
+    """Size that the other defaults come from: quick, laptop, gpu or paper."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on from the checkpoint in --out."""
+    checkpoint_steps: int = 0
+    """Also save every so many steps, not only after each epoch; 0 for epochs only."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(RunOptions, Generic[ConfigType]):
+    """Options of a search."""
+
+    operations: tuple[str, ...]
+    """Candidate operations on every edge."""
+    nodes: int
+    """Intermediate nodes of a cell."""
+    config: tyro.conf.OmitArgPrefixes[ConfigType]
+    """The method's own options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """Options of training a derived network."""
+
+    channels: int
+    """Channels of the first cell's nodes, C."""
+    cells: int
+    """Number of cells, L."""
+    auxiliary: bool
+    """Add an auxiliary head (images of 32 pixels)."""
+    stem: str = "cifar"
+    """cifar keeps the resolution, imagenet divides it by 8."""
+    config: tyro.conf.OmitArgPrefixes[FitConfig]
+    """How to train."""
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Options of drawing."""
+
+    out: Path = Path("genotype.png")
+    """Picture to write; .png, .svg or .pdf."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Options of one measurement."""
+
+    scale: str
+    """quick, laptop, gpu or paper."""
+    seed: int = 0
+    """Seed of everything random; a trend needs at least three."""
+    data: str = ""
+    """Another source of the scale's data set, such as an .npz file; empty for the scale's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one."""
+    out: Path = Path("runs/records")
+    """Folder for the record and the checkpoints."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on from the checkpoints in --out."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
+class RecordsOptions:
+    """Options of the list of records."""
+
+    folder: Path | None = None
+    """Folder of records; by default those that came with the package."""
+
+
+class Usage(InvalidInput):
+    """Wrong options or arguments."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after which there is something to resume."""
+
+
+OptionsType = TypeVar("OptionsType")
+
+
+def parse(kind: type[OptionsType], default: OptionsType, prog: str, title: str, arguments: list[str]) -> OptionsType:
+    """tyro's parser, with its errors as one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, prog=prog, description=title, args=arguments, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise Usage(_one_line(errors.getvalue(), prog)) from None
+
+
+def _one_line(text: str, prog: str) -> str:
+    """The first part of tyro's box, and the option that it suggests, in one line."""
+    lines = [re.sub(r"\s+", " ", re.sub(r"[╭╮╰╯│]", "", line)).strip() for line in text.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if line and not set(line) - {"─"}:
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    said = " ".join(parts[0])
+    said = re.sub(r"^Error parsing [\w.-]+: ", "", said) if "must be" in said else said
+    meant = next((part[1] for part in parts if part and part[0].startswith("Perhaps")), "")
+    return f"{said.rstrip('.')}. " + (f"Did you mean {meant}? " if meant else "") + f"See {prog} --help."
+
+
+def positional(
+    arguments: list[str], command: str, name: str, expected: str, known: Sequence[str] | dict[str, Any] | None = None
+) -> tuple[str, list[str]]:
+    """The first argument, which every command but two needs, and the rest."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: nasbook {command} {name} [OPTIONS]\n\n{name}: {expected}\n")
+        if known is None:  # the options do not depend on it
+            return "", arguments
+        print(f"The options depend on it: nasbook {command} {next(iter(known))} --help")
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise Usage(f"nasbook {command} needs {article} {name} first. {expected}")
+    if known is not None and arguments[0] not in known:
+        raise Usage(str(unknown_name(name.lower(), arguments[0], known)))
+    return arguments[0], arguments[1:]
+
+
+def scale_in(arguments: list[str]) -> str | None:
+    """The value of --scale, which decides the other options' defaults."""
+    for number, argument in enumerate(arguments):
+        if argument == "--scale" and number + 1 < len(arguments):
+            return arguments[number + 1]
+        if argument.startswith("--scale="):
+            return argument.partition("=")[2]
+    return None
