@@ -136,6 +136,10 @@ class BilevelUpdate(ABC):
         self.weight_optimizer.zero_grad()
         return StepResult(loss.detach(), outputs.detach(), result.loss, result.outputs)
 
+    def penalty(self) -> Float[Tensor, ""]:
+        """The network's penalty on its architecture."""
+        return self.network.penalty()  # type: ignore[operator]
+
     def _loss_at(self, weights: tuple[Tensor, ...] | None, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and outputs at other weights than the network's own (None: at its own)."""
         if weights is None:
@@ -151,7 +155,7 @@ class FirstOrder(BilevelUpdate):
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
         with kept_statistics(self._norms):
             loss, outputs = self._loss_at(None, validation)
-        total = loss + self.network.penalty()  # type: ignore[operator]
+        total = loss + self.penalty()
         return ArchitectureGradient(_grad(total, self.architecture), loss.detach(), outputs.detach())
 
 
@@ -219,7 +223,7 @@ class UnrolledUpdate(BilevelUpdate):
             gradients, hessian_vector_product = self.train_gradient(train)
             unrolled = self.unrolled_weights(gradients)
             loss, outputs = self._loss_at(unrolled, validation)
-            total = loss + self.network.penalty()  # type: ignore[operator]
+            total = loss + self.penalty()
             both = _grad(total, (*self.architecture, *unrolled))
             direct, vector = both[: len(self.architecture)], both[len(self.architecture) :]
             implicit = hessian_vector_product(vector)
