@@ -133,7 +133,7 @@ class GradientSearch(Run, ABC):
             loss,
             correct,
             learning_rate=self.update.weight_optimizer.param_groups[0]["lr"],
-            seconds=self._seconds,
+            seconds=self.elapsed(),
             genotype=self.network.genotype(),
             coefficients=coefficients,
         )

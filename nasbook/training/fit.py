@@ -161,7 +161,7 @@ class Fit(Run):
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=rate,
-            seconds=self._seconds,
+            seconds=self.elapsed(),
         )
 
     def header(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -200,8 +200,7 @@ class Run(Resumable):
                     self._paused = random_state()
                     return
                 report = self.report(means)
-                self._seconds, self._started = self.elapsed(), None
-                report = replace(report, seconds=self._seconds)
+                self._seconds, self._started = report.seconds, None
                 self.history.append(report)
                 self.epoch += 1
                 self.step = 0

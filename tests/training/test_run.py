@@ -49,7 +49,7 @@ class Line(Run):
 
     def report(self, means):
         return self.report_type(self.epoch + 1, **means, validation_loss=0.0, validation_accuracy=0.0,
-                                learning_rate=self.rate, seconds=self._seconds)
+                                learning_rate=self.rate, seconds=self.elapsed())
 
     def header(self):
         return {"method": "line"}
