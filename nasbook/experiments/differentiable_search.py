@@ -16,7 +16,7 @@ from nasbook.data import ImageData, Loader, load_images
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.experiments.scale import Scale
-from nasbook.experiments.verdicts import Verdict, exact, mean_and_error, one_sided_p, trend
+from nasbook.experiments.verdicts import LEVEL, Verdict, exact, mean_and_error, one_sided_p, trend
 from nasbook.genotypes import DARTS_SPACE, PUBLISHED, Genotype, Space, count_cells, random_genotype
 from nasbook.methods import darts, random_search
 from nasbook.networks import DerivedNetwork
@@ -325,7 +325,7 @@ def _judge_random(record: Record) -> Verdict:
         f"searched {mean_and_error(searched)}, random {mean_and_error(random)}; "
         f"difference {difference.mean():+.2%}, one-sided p = {p:.2f} over {len(difference)} seeds"
     )
-    return trend(bool(difference.mean() > 0), p < 0.05, numbers)
+    return trend(bool(difference.mean() > 0), p < LEVEL, numbers)
 
 
 register(
@@ -379,7 +379,7 @@ def _judge_collapse(record: Record) -> Verdict:
         f"{len(skips)} seeds"
     )
     grew = bool(skips_grow.mean() > 0), bool(gap_grows.mean() > 0)
-    return trend(any(grew), all(grew) and p_skips < 0.05 and p_gap < 0.05, numbers)
+    return trend(any(grew), all(grew) and p_skips < 0.05 and p_gap < LEVEL, numbers)
 
 
 register(
