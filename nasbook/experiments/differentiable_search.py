@@ -379,7 +379,7 @@ def _judge_collapse(record: Record) -> Verdict:
         f"{len(skips)} seeds"
     )
     grew = bool(skips_grow.mean() > 0), bool(gap_grows.mean() > 0)
-    return trend(any(grew), all(grew) and p_skips < 0.05 and p_gap < LEVEL, numbers)
+    return trend(any(grew), all(grew) and p_skips < LEVEL and p_gap < LEVEL, numbers)
 
 
 register(
