@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,16 @@ from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space
-from nasbook.networks import StemName, build_stem, stack_cells
+from nasbook.networks import CellPlacement, StemName, build_stem, stack_cells
+from nasbook.operations.pointwise import in_fast_layout
 from nasbook.supernets.cells import SearchCell
+from nasbook.supernets.fused import FusedCell
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
+
+EngineName = Literal["fused", "readable"]
+
+ENGINES: dict[str, type[SearchCell]] = {"fused": FusedCell, "readable": SearchCell}
+"""How a cell is computed; both forms have the same parameters, state and values."""
 
 
 class SearchNetwork(nn.Module):
@@ -31,9 +39,11 @@ class SearchNetwork(nn.Module):
         in_channels: channels of the images.
         stem: ``cifar`` (any image size) or ``imagenet`` (divides the size by 8 first).
         relaxation: builds the relaxation of one kind of cell from the space.
+        engine: ``fused`` computes a cell's nodes in a few large steps, ``readable`` one module at a time, as
+            the papers write it. The values are the same up to rounding, and so is the state dict.
 
     Raises:
-        InvalidInput: sizes below 1, an unknown operation or stem, or a space that is not convolutional
+        InvalidInput: sizes below 1, an unknown operation, stem or engine, or a space that is not convolutional
             or lacks a kind of cell that the stack needs.
     """
 
@@ -47,21 +57,29 @@ class SearchNetwork(nn.Module):
         in_channels: int = 3,
         stem: StemName | str = "cifar",
         relaxation: Callable[[Space], Relaxation] = SoftmaxRelaxation,
+        engine: EngineName | str = "fused",
     ) -> None:
         super().__init__()
         require_positive(channels=channels, cells=cells, classes=classes)
         if space.inputs != 2:
             raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
+        if engine not in ENGINES:
+            raise unknown_name("engine", engine, ENGINES)
         self.space = space
+        self.engine = engine
         self.stem = build_stem(stem, in_channels, channels)
         placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
         for placement in placements:
             if placement.kind not in space.kinds:
                 raise unknown_name("kind of cell in this space", placement.kind, space.kinds)
-        self.cells = nn.ModuleList(SearchCell(space, placement) for placement in placements)
+        self.cells = nn.ModuleList(self.build_cell(placement) for placement in placements)
         self.kinds = tuple(placement.kind for placement in placements)
         self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
         self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})
+
+    def build_cell(self, placement: CellPlacement) -> SearchCell:
+        """The cell that stands at one place of the stack. Methods with cells of their own override it."""
+        return ENGINES[self.engine](self.space, placement)
 
     def weights(self) -> Iterator[nn.Parameter]:
         """Every parameter that is not an architecture parameter: w of Eq. 3 and 4."""
@@ -86,6 +104,8 @@ class SearchNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         coefficients = self.coefficients()  # once a pass: all cells of a kind share them
+        if self.engine == "fused":
+            images = in_fast_layout(images)
         older, newer = self.stem(images)
         for cell, kind in zip(self.cells, self.kinds, strict=True):
             older, newer = newer, cell(older, newer, coefficients[kind])

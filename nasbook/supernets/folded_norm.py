@@ -1,0 +1,184 @@
+"""Batch norm after a pointwise map, folded into the map: the normalised output without the output in between.
+
+A convolution 1×1 maps each pixel z to y = W z. Batch norm then needs the mean and the variance of each y_d over batch
+and pixels. Both follow from the moments of z, because the map is linear:
+
+    mean(y) = W m,    var(y_d) = w_dᵀ Σ w_d,    with m = mean(z), Σ = mean(z zᵀ) − m mᵀ.
+
+So the normalised output is again a pointwise map of z, with matrix W/σ and bias −W m/σ, and y is never stored. The
+same holds with the running statistics of evaluation mode. In a supernet z has a mean of the order of its deviation
+(its inputs are normalised), so that Σ loses no digits to the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import InvalidInput
+from nasbook.operations.pointwise import channel_sums, grouped_products
+
+Matrices = Float[Tensor, "maps outputs inputs"]
+Vectors = Float[Tensor, "maps outputs"]
+
+
+class Moments(NamedTuple):
+    """Mean and second moment of each group of channels, over batch and pixels."""
+
+    mean: Float[Tensor, "maps inputs"]
+    second: Float[Tensor, "maps inputs inputs"]
+
+
+class FoldedNorm(NamedTuple):
+    """Maps with their batch norms folded in, and what the backward pass needs of the way there."""
+
+    maps: Matrices
+    """W/σ."""
+    bias: Vectors
+    """−mean(y)/σ."""
+    inverse_deviation: Vectors
+    """1/σ, with ε under the root."""
+    products: Matrices
+    """WΣ; empty in evaluation mode."""
+    mean: Float[Tensor, "maps inputs"]
+    """m; empty in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What batch norms saw in a pass, to update their running statistics with."""
+
+    norms: Sequence[nn.BatchNorm2d]
+    mean: Vectors
+    variance: Vectors
+    """Biased."""
+    count: int
+    """Values that each mean was taken over."""
+
+    @classmethod
+    def of(cls, norms: Sequence[nn.BatchNorm2d], mean: Tensor, variance: Tensor, count: int) -> Statistics:
+        """From values in the order of the norms' channels.
+
+        Raises:
+            InvalidInput: there is one value per channel.
+        """
+        if count == 1:
+            raise InvalidInput(
+                "Batch norm in training mode needs more than one value per channel, got a batch of one image whose "
+                "cells are one pixel large. Give larger batches or images, or call network.eval()."
+            )
+        rows = len(norms), -1
+        return cls(norms, mean.detach().view(rows), variance.detach().view(rows), count)
+
+
+def moments(images: Sequence[Tensor], groups: int) -> Moments:
+    """The moments of all groups of several images of one size, one image after another, in float32 at least."""
+    count = images[0].numel() // images[0].shape[1]
+    mean = torch.stack([_wide(channel_sums(x)) for x in images]).view(len(images) * groups, -1) / count
+    second = torch.cat([_wide(grouped_products(x, x, groups)) for x in images]) / count
+    return Moments(mean, second)
+
+
+def fold(weight: Matrices, z: Moments, epsilon: float) -> tuple[FoldedNorm, Vectors, Vectors]:
+    """Batch norms by the moments of this batch; also the mean and the biased variance of each output."""
+    covariance = torch.baddbmm(z.second, z.mean[:, :, None], z.mean[:, None, :], alpha=-1)
+    products = torch.bmm(weight, covariance)
+    variance = (products * weight).sum(2)
+    inverse = torch.rsqrt(variance + epsilon)
+    mean = torch.bmm(weight, z.mean[:, :, None]).squeeze(2)
+    return FoldedNorm(weight * inverse[:, :, None], -mean * inverse, inverse, products, z.mean), mean, variance
+
+
+def fold_norms(
+    weight: Matrices,
+    images: Sequence[Tensor],
+    groups: int,
+    norms: Sequence[nn.BatchNorm2d],
+    epsilon: float,
+    training: bool,
+    statistics: list[Statistics],
+) -> FoldedNorm:
+    """Batch norms after pointwise maps of ``images``, in either mode; in training, notes what they saw.
+
+    Args:
+        weight: W, the maps of the groups of the first image, then of the second, and so on.
+        images: what the maps are applied to, all of one size.
+        groups: groups of channels in each image.
+        norms: the batch norms, in the order of the outputs.
+        epsilon: added to the variance.
+        training: whether to normalise by the moments of these images, or by the running statistics.
+        statistics: gets one more entry in training.
+
+    Raises:
+        InvalidInput: training with one value per channel, which has no variance.
+    """
+    if not training:
+        mean, variance = (value.view(weight.shape[:2]) for value in running_statistics(norms))
+        inverse = torch.rsqrt(variance + epsilon)
+        empty = weight.new_empty(0)
+        return FoldedNorm(weight * inverse[:, :, None], -mean * inverse, inverse, empty, empty)
+    count = images[0].numel() // images[0].shape[1]
+    norm, mean, variance = fold(weight, moments(images, groups), epsilon)
+    statistics.append(Statistics.of(norms, mean, variance, count))
+    return norm
+
+
+def unfold_gradients(
+    weight: Matrices, folded: FoldedNorm, for_maps: Matrices, for_bias: Vectors, count: int
+) -> tuple[Matrices, Matrices | None, Float[Tensor, "maps inputs"] | None]:
+    """From gradients of maps and bias to those of the weight and of z: the transpose of :func:`fold`.
+
+    The gradient of z through the moments is Q z + v at every pixel; returns the weight's gradient, Q and v.
+    In evaluation mode there is no such path, and Q and v are None.
+
+    Args:
+        weight: W.
+        folded: what :func:`fold` gave.
+        for_maps: gradient of ``folded.maps``.
+        for_bias: gradient of ``folded.bias``.
+        count: values that the moments were taken over.
+    """
+    inverse = folded.inverse_deviation
+    if folded.products.numel() == 0:
+        return for_maps * inverse[:, :, None], None, None
+    for_mean = -for_bias * inverse  # of W m
+    for_inverse = (for_maps * weight).sum(2) + for_bias * folded.bias / inverse
+    for_variance = -0.5 * inverse**3 * for_inverse
+    for_weight = torch.addcmul(for_maps * inverse[:, :, None], folded.products, 2 * for_variance[:, :, None])
+    for_weight = torch.baddbmm(for_weight, for_mean[:, :, None], folded.mean[:, None, :])
+    quadratic = torch.bmm(weight.mT, weight * (for_variance * (2 / count))[:, :, None])
+    linear = torch.bmm(weight.mT, for_mean[:, :, None]) / count - torch.bmm(quadratic, folded.mean[:, :, None])
+    return for_weight, quadratic, linear.squeeze(2)
+
+
+def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Vectors, Vectors]:
+    """Running mean and variance of each norm."""
+    mean = torch.stack([_given(norm.running_mean) for norm in norms])
+    return mean, torch.stack([_given(norm.running_var) for norm in norms])
+
+
+@torch.no_grad()
+def update_running_statistics(statistics: Sequence[Statistics], momentum: float) -> None:
+    """What every batch norm does after a training pass: running averages, the variance's unbiased, and the count."""
+    norms = [norm for entry in statistics for norm in entry.norms]
+    means = [mean for entry in statistics for mean in entry.mean.unbind()]
+    variances = [
+        variance for entry in statistics for variance in (entry.variance * (entry.count / (entry.count - 1))).unbind()
+    ]
+    torch._foreach_lerp_([_given(norm.running_mean) for norm in norms], means, momentum)
+    torch._foreach_lerp_([_given(norm.running_var) for norm in norms], variances, momentum)
+    torch._foreach_add_([_given(norm.num_batches_tracked) for norm in norms], 1)
+
+
+def _given(buffer: Tensor | None) -> Tensor:
+    assert buffer is not None  # the norms of a cell all have running statistics
+    return buffer
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,209 @@
+"""The fused search cell: the function of :class:`~nasbook.supernets.SearchCell` in far fewer, larger steps.
+
+The readable cell runs one module a candidate and edge. Here everything that leaves one node runs together:
+
+* one ReLU, one max pooling, one average pooling, whatever the number of edges;
+* one depthwise convolution for each kernel shape, with a channel group for every edge;
+* one pointwise convolution for each, in groups, with its batch norm folded in (:mod:`nasbook.supernets.folded_norm`);
+* and the last of these with the coefficients folded in too, so that no weighted copy is ever made. The parameter-free
+  candidates join in as one pointwise convolution with diagonal matrices.
+
+Autograd sees all this as one function a node, whose backward pass is written out
+(:mod:`nasbook.supernets.fused_function`). The skip connections of stride 2, and operations that have no rule here, are
+left to autograd.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.genotypes import Space
+from nasbook.networks import CellPlacement
+from nasbook.operations import DilatedConvolution, FactorizedReduction, Pool, SeparableConvolution, Zero
+from nasbook.operations.pointwise import grouped_map, in_fast_layout, in_layout_of
+from nasbook.supernets.cells import MixedOperation, SearchCell
+from nasbook.supernets.folded_norm import Statistics, fold_norms, update_running_statistics
+from nasbook.supernets.fused_function import NodeCandidates, PoolCandidate, SeparableCandidate, leave_node
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TOGETHER = 2**19
+"""The inputs of a cell are taken together while what leaves them has at most so many numbers a candidate. It saves
+calls and costs locality: beyond this size the caches of a CPU no longer hold it."""
+
+
+class FusedCell(SearchCell):
+    """A :class:`~nasbook.supernets.SearchCell` with the same parameters, computed node by node, not edge by edge.
+
+    The fused steps read the candidates' parameters and do not call the candidates. So a pass takes the readable way
+    when the batch norms of the edges are not all in the same mode, or when a candidate is no longer made of the
+    modules it was built from (looked at in the first pass after the construction and after each change of mode).
+    Hooks on modules within the edges are not called.
+    """
+
+    def __init__(self, space: Space, placement: CellPlacement) -> None:
+        super().__init__(space, placement)
+        self.stride = placement.input_stride
+        self._norms = [module for module in self.edges.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._built_from = [type(module) for module in self.edges.modules()]
+        self._unchanged: bool | None = None  # not known yet
+        # Plain objects that hold modules, which are registered by `edges` already.
+        alone = [_Departure(self, (source,)) for source in range(space.inputs + space.nodes - 1)]
+        self._alone = alone
+        self._together = [_Departure(self, tuple(range(space.inputs))), *alone[space.inputs :]]
+
+    def forward(
+        self,
+        older: Float[Tensor, "batch older older_height older_width"],
+        newer: Float[Tensor, "batch newer newer_height newer_width"],
+        coefficients: Float[Tensor, "edges operations"],
+    ) -> Float[Tensor, "batch outputs new_height new_width"]:
+        modes = {(norm.training, norm.track_running_stats, norm.eps, norm.momentum) for norm in self._norms}
+        training, tracking, epsilon, momentum = modes.pop() if modes else (False, False, 0.0, 0.0)
+        if self._unchanged is None:
+            self._unchanged = self._built_from == [type(module) for module in self.edges.modules()]
+        if modes or momentum is None or not self._unchanged:
+            return super().forward(older, newer, coefficients)
+
+        inputs = self.space.inputs
+        older, newer = (in_fast_layout(state) for state in (older, newer))
+        states = [in_fast_layout(self.preprocessing[0](older)), in_fast_layout(self.preprocessing[1](newer))]
+        arriving: list[list[Tensor]] = [[] for _ in range(self.space.nodes)]
+        statistics: list[Statistics] = []
+        width = inputs * self.space.nodes * states[0].numel() // self.stride**2
+        for departure in self._together if width <= TOGETHER else self._alone:
+            if departure.sources[0] >= inputs:
+                states.append(self._sum(states[0], arriving[len(states) - inputs]))
+            received = departure(states, coefficients, training, epsilon, statistics)
+            for target, part in zip(departure.targets, received, strict=False):
+                arriving[target - inputs].append(part)
+        states.append(self._sum(states[0], arriving[-1]))
+        if training and tracking:
+            update_running_statistics(statistics, momentum)
+        return torch.cat(states[inputs:], dim=1)
+
+    def train(self, mode: bool = True) -> Self:
+        self._unchanged = None
+        return super().train(mode)
+
+    def _sum(self, example: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """A node's state: the sum of what arrives (DARTS, Eq. 1), zero if nothing does."""
+        if not parts:
+            return torch.zeros_like(example[:, :, :: self.stride, :: self.stride])
+        if len(parts) == 1:
+            return in_layout_of(example, parts[0])
+        total = parts[0] + parts[1]
+        for part in parts[2:]:
+            total = total.add_(part)
+        return total
+
+
+class _Departure:
+    """All that leaves one node, or both inputs together; the edges are ordered target by target."""
+
+    def __init__(self, cell: FusedCell, sources: tuple[int, ...]) -> None:
+        space = cell.space
+        self.sources = sources
+        self.targets = range(max(space.inputs, sources[-1] + 1), space.inputs + space.nodes)
+        rows = {edge: row for row, edge in enumerate(space.edges)}
+        self.rows = [rows[source, target] for target in self.targets for source in sources]
+        self.stride = cell.stride if sources[0] < space.inputs else 1
+        self.convolutions: list[SeparableCandidate] = []
+        self.pools: list[PoolCandidate] = []
+        self.skip: int | None = None
+        self.reduction: tuple[int, tuple[Any, ...]] | None = None
+        self.others: list[tuple[int, tuple[nn.Module, ...]]] = []
+        for column, name in enumerate(space.operations):
+            self._take(column, tuple(_candidates(cell.edges[row])[name] for row in self.rows))
+
+    def _take(self, column: int, modules: tuple[Any, ...]) -> None:
+        """Sorts a candidate's modules, one for each edge, by how they run."""
+        kind = modules[0]
+        if isinstance(kind, (SeparableConvolution, DilatedConvolution)):
+            halves = 2 if isinstance(kind, SeparableConvolution) else 1
+            self.convolutions.append(SeparableCandidate(column, modules, halves))
+        elif isinstance(kind, nn.Sequential) and isinstance(kind[0], Pool):
+            self.pools.append(PoolCandidate(column, kind[0], tuple(module[1] for module in modules)))
+        elif isinstance(kind, nn.Identity):
+            self.skip = column
+        elif isinstance(kind, FactorizedReduction):
+            self.reduction = (column, modules)
+        elif not isinstance(kind, Zero):
+            self.others.append((column, modules))
+
+    def __call__(
+        self,
+        states: Sequence[Tensor],
+        coefficients: Tensor,
+        training: bool,
+        epsilon: float,
+        statistics: list[Statistics],
+    ) -> Sequence[Tensor]:
+        """What each target receives, nothing if only zero operations leave; notes what the batch norms saw."""
+        x = states[self.sources[0]]
+        if len(self.sources) > 1:
+            x = torch.cat([states[source] for source in self.sources], dim=1)
+        weights = coefficients[self.rows]
+        parts = []
+        if self.convolutions or self.pools or self.skip is not None:
+            candidates = NodeCandidates(
+                targets=len(self.targets),
+                sources=len(self.sources),
+                stride=self.stride,
+                convolutions=self.convolutions,
+                pools=self.pools,
+                skip=self.skip,
+                epsilon=epsilon,
+                training=training,
+                statistics=statistics,
+            )
+            parts.append(leave_node(candidates, x, weights))
+        if self.reduction is not None:
+            parts.append(self._reduce(x, weights, training, epsilon, statistics))
+        parts += [self._run(modules, x, weights[:, column]) for column, modules in self.others]
+        return functools.reduce(torch.add, parts).chunk(len(self.targets), dim=1) if parts else ()
+
+    def _reduce(
+        self, x: Tensor, weights: Tensor, training: bool, epsilon: float, statistics: list[Statistics]
+    ) -> Tensor:
+        """The skip connections of stride 2: one map of all pixels that either of their convolutions reads."""
+        assert self.reduction is not None
+        column, modules = self.reduction
+        sources = len(self.sources)
+        h = F.relu(x)
+        shifted = F.pad(h[:, :, 1:, 1:], (0, h.shape[3] % 2, 0, h.shape[2] % 2))
+        total: Tensor | None = None
+        for place, both in enumerate(
+            zip(h[:, :, ::2, ::2].chunk(sources, 1), shifted[:, :, ::2, ::2].chunk(sources, 1), strict=True)
+        ):
+            own = modules[place::sources]
+            pixels = in_layout_of(x, torch.cat(both, dim=1))
+            pairs = [(m.convolution.weight.flatten(1), m.shifted_convolution.weight.flatten(1)) for m in own]
+            maps = torch.cat([torch.block_diag(*pair) for pair in pairs])[None]
+            norms = [m.norm for m in own]
+            norm = fold_norms(maps, [pixels], 1, norms, epsilon, training, statistics)
+            scale = weights[place::sources, column].repeat_interleave(maps.shape[1] // len(own))
+            received = grouped_map(pixels, norm.maps * scale[None, :, None], (norm.bias * scale).flatten())
+            total = received if total is None else total + received
+        assert total is not None
+        return total
+
+    def _run(self, modules: tuple[nn.Module, ...], x: Tensor, weights: Tensor) -> Tensor:
+        """Operations without a rule of their own, one by one."""
+        images = x.chunk(len(self.sources), dim=1)
+        weighted = [weights[place] * module(images[place % len(images)]) for place, module in enumerate(modules)]
+        targets = [weighted[start : start + len(images)] for start in range(0, len(weighted), len(images))]
+        return torch.cat([functools.reduce(torch.add, parts) for parts in targets], dim=1)
+
+
+def _candidates(mixed: nn.Module) -> nn.ModuleDict:
+    assert isinstance(mixed, MixedOperation)  # for the type checker: ModuleList forgets
+    return mixed.candidates

@@ -1,0 +1,548 @@
+"""All that leaves one node of a search cell, as one differentiable function with its backward pass written out.
+
+Notation, as in :mod:`nasbook.supernets.fused`: E targets, S sources for each, G = E·S groups of C channels in a wide
+tensor, target by target. h = ReLU(x); z is the output of a depthwise convolution of h, r what follows it in a
+separable convolution's first half, z′ the output of its second depthwise convolution. What the targets receive is
+
+    Σ c · A z + bias,   A and bias from :func:`nasbook.supernets.folded_norm.fold`, c the coefficients,
+
+over all candidates; A is diagonal for pools and identities.
+
+Only x, the pooled images, z, r and z′ are kept for the backward pass. That pass is made of differentiable calls. When
+it is itself to be differentiated (``create_graph``), it runs the forward pass again, under autograd, so that the kept
+tensors are functions of the inputs and not constants.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasbook.operations.depthwise import depthwise, depthwise_products, turned
+from nasbook.operations.pointwise import (
+    channel_sums,
+    grouped_map,
+    grouped_products,
+    in_layout_of,
+    repeat_channels,
+    sum_copies,
+)
+from nasbook.supernets.folded_norm import (
+    FoldedNorm,
+    Statistics,
+    fold_norms,
+    running_statistics,
+    unfold_gradients,
+)
+
+
+@dataclass(frozen=True)
+class SeparableCandidate:
+    """A separable or dilated convolution that leaves for every target: one module for each (target, source)."""
+
+    column: int
+    """Its column in the coefficients."""
+    modules: tuple[nn.Sequential, ...]
+    halves: int
+    """How often (ReLU, depthwise, pointwise, batch norm) follows itself: 2 or 1."""
+
+    @property
+    def dilation(self) -> int:
+        """Of the first depthwise convolution."""
+        return self.modules[0][1].dilation[0]  # type: ignore[index, return-value]
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Depthwise, then pointwise weights of each half."""
+        for half in range(self.halves):
+            for place in (1, 2):
+                for module in self.modules:
+                    yield module[4 * half + place].weight  # type: ignore[misc]  # modules have no types
+
+    def norms(self, half: int) -> tuple[nn.BatchNorm2d, ...]:
+        """The batch norms of one half."""
+        return tuple(module[4 * half + 3] for module in self.modules)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class PoolCandidate:
+    """A pooling, one for all targets, with the batch norms that its copies have."""
+
+    column: int
+    pool: nn.Module
+    norms: tuple[nn.BatchNorm2d, ...]
+
+
+@dataclass(frozen=True)
+class NodeCandidates:
+    """What one call of :func:`leave_node` computes, apart from its tensors."""
+
+    targets: int
+    """E."""
+    sources: int
+    """S."""
+    stride: int
+    convolutions: Sequence[SeparableCandidate]
+    pools: Sequence[PoolCandidate]
+    skip: int | None
+    """The identity's column in the coefficients, where there is one."""
+    epsilon: float
+    training: bool
+    statistics: list[Statistics]
+    """What the batch norms saw; a pass appends to it."""
+
+    @property
+    def groups(self) -> int:
+        return self.targets * self.sources
+
+    @property
+    def separable(self) -> tuple[int, ...]:
+        """Places of the convolutions that have a second half."""
+        return tuple(i for i, convolution in enumerate(self.convolutions) if convolution.halves == 2)
+
+    def leaves_dilated(self, convolution: SeparableCandidate) -> bool:
+        """Whether the convolution reads every other pixel only: dilation and stride are both 2."""
+        return self.stride == 2 and convolution.dilation == 2
+
+
+def leave_node(candidates: NodeCandidates, x: Tensor, coefficients: Tensor) -> Tensor:
+    """What every target receives from the node: (batch, E·C, height, width), target by target.
+
+    Args:
+        candidates: what runs.
+        x: (batch, S·C, height, width), one node's state or several side by side.
+        coefficients: (G, operations).
+    """
+    pooled = [candidate.pool(x) for candidate in candidates.pools]
+    parameters = [parameter for convolution in candidates.convolutions for parameter in convolution.parameters()]
+    if torch.is_autocast_enabled(x.device.type):  # the images in half precision; all that is small stays as it is
+        half = torch.get_autocast_dtype(x.device.type)
+        x, pooled = x.to(half), [image.to(half) for image in pooled]
+    with torch.autocast(x.device.type, enabled=False):
+        return _LeaveNode.apply(candidates, x, coefficients, *pooled, *parameters)
+
+
+class _LeaveNode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, candidates: NodeCandidates, x: Tensor, coefficients: Tensor, *others: Tensor) -> Tensor:
+        count = len(candidates.pools)
+        received, kept = _forward(candidates, x, coefficients, others[:count], others[count:])
+        tensors: list[Tensor] = []
+        ctx.rebuild = _take_apart(kept, tensors)
+        ctx.candidates = candidates
+        ctx.inputs = 2 + len(others)
+        ctx.save_for_backward(x, coefficients, *others, *tensors)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        candidates, count = ctx.candidates, len(ctx.candidates.pools)
+        saved = ctx.saved_tensors
+        x, coefficients, *others = saved[: ctx.inputs]
+        pooled, parameters = others[:count], others[count:]
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                _, kept = _forward(candidates, x, coefficients, pooled, parameters)
+            else:
+                kept = ctx.rebuild(iter(saved[ctx.inputs :]))
+            needs = _Needs(ctx.needs_input_grad[1], any(ctx.needs_input_grad[3 + count :]))
+            gradient = in_layout_of(x, gradient)
+            return None, *_backward(candidates, x, coefficients, pooled, kept, gradient, needs)
+
+
+class _Needs(NamedTuple):
+    x: bool
+    weights: bool
+
+
+class _Half(NamedTuple):
+    """One half of the convolutions: (ReLU,) depthwise, pointwise, batch norm; stacked convolution by convolution."""
+
+    kernels: list[Tensor]
+    """Depthwise weights, (G·C, 1, k, k) for each convolution."""
+    weights: Tensor
+    """Pointwise weights, (convolutions·G, C, C)."""
+    z: list[Tensor]
+    """What the depthwise convolutions gave."""
+    norm: FoldedNorm
+
+
+class _Kept(NamedTuple):
+    """What the backward pass needs, besides the inputs."""
+
+    halves: list[_Half]
+    r: list[Tensor]
+    """What enters the second half."""
+    pool_means: list[Tensor]
+    pool_inverses: list[Tensor]
+    diagonals: list[Tensor]
+    """The maps of pools and identity; one tensor or none."""
+
+
+def _forward(
+    candidates: NodeCandidates,
+    x: Tensor,
+    coefficients: Tensor,
+    pooled: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, _Kept]:
+    targets, sources, groups = candidates.targets, candidates.sources, candidates.groups
+    channels = x.shape[1] // sources
+    total: Tensor | None = None
+    kept = _Kept([], [], [], [], [])
+
+    if candidates.convolutions:
+        stacks = _stacks(candidates, parameters)
+        kernels = [torch.cat(stack[0]).to(x.dtype) for stack in stacks]
+        z = _leave_depthwise(candidates, F.relu(x), kernels)
+        kept.halves.append(_half(candidates, 0, kernels, [stack[1] for stack in stacks], z))
+        separable = candidates.separable
+        if separable:
+            norm = kept.halves[0].norm
+            for i in separable:
+                block = slice(i * groups, (i + 1) * groups)
+                kept.r.append(_map(z[i], norm.maps[block], norm.bias[block]).relu_())
+            kernels = [torch.cat(stacks[i][2]).to(x.dtype) for i in separable]
+            z = [depthwise(image, kernel) for image, kernel in zip(kept.r, kernels, strict=True)]
+            kept.halves.append(_half(candidates, 1, kernels, [stacks[i][3] for i in separable], z))
+
+        lasts = list(_last_maps(candidates, coefficients, kept))
+        shift = torch.stack([last.shift for last in lasts]).sum(0).view(targets, sources, channels).sum(1)
+        for last in lasts:
+            maps = _side_by_side(last.maps, targets)
+            received = _map(last.z, maps, shift if total is None else None)
+            total = received if total is None else total.add_(received)
+
+    scales: list[Tensor] = []
+    moved: Tensor | None = None
+    for candidate, image in zip(candidates.pools, pooled, strict=True):
+        mean, inverse = _pool_statistics(candidates, candidate, image)
+        scale = coefficients[:, candidate.column].view(targets, sources, 1) * inverse
+        scales.append(scale)
+        moved = (scale * -mean).sum(1) if moved is None else moved - (scale * mean).sum(1)
+        kept.pool_means.append(mean)
+        kept.pool_inverses.append(inverse)
+    if candidates.skip is not None:
+        scales.append(coefficients[:, candidates.skip].view(targets, sources, 1).expand(targets, sources, channels))
+    if scales:
+        rows = torch.diag_embed(torch.stack(scales, dim=1).flatten(1, 2)).transpose(1, 2)  # (E, C, images·S, C)
+        kept.diagonals.append(rows.reshape(1, targets * channels, -1))
+        received = _map(_side_by_side_images(candidates, x, pooled), kept.diagonals[0], moved)
+        total = received if total is None else total.add_(received)
+
+    assert total is not None  # the caller asks only when something leaves
+    return total, kept
+
+
+def _backward(
+    candidates: NodeCandidates,
+    x: Tensor,
+    coefficients: Tensor,
+    pooled: Sequence[Tensor],
+    kept: _Kept,
+    gradient: Tensor,
+    needs: _Needs,
+) -> list[Tensor | None]:
+    """Gradients of x, the coefficients, the pooled images and the parameters, in this order."""
+    targets, sources, groups = candidates.targets, candidates.sources, candidates.groups
+    channels = x.shape[1] // sources
+    count = gradient.numel() // gradient.shape[1]
+    sums = channel_sums(gradient).to(coefficients.dtype).view(targets, 1, channels)
+    for_x: Tensor | None = None
+    for_columns: dict[int, Tensor] = {}
+    for_pooled: list[Tensor | None] = []
+    for_parameters: list[Tensor | None] = []
+
+    if candidates.convolutions:
+        deep = needs.x or needs.weights
+        for_bias = sums.expand(targets, sources, channels).reshape(groups, channels)
+        lasts = []
+        for last in _last_maps(candidates, coefficients, kept):
+            for_maps = grouped_products(last.z, gradient, targets).to(coefficients.dtype)
+            for_maps = for_maps.view(targets, channels, sources, channels).transpose(1, 2).reshape_as(last.plain_maps)
+            for_columns[last.column] = (for_maps * last.plain_maps).sum((1, 2)) + (for_bias * last.plain_bias).sum(1)
+            if deep:
+                c = last.coefficients
+                transposed = _side_by_side(last.maps, targets).mT
+                lasts.append((_map(gradient, transposed), for_maps * c[:, None, None], for_bias * c[:, None]))
+        if deep:
+            for_x, for_parameters = _convolutions_backward(candidates, x, kept, lasts, count, needs)
+        else:
+            for_parameters = [None] * sum(2 * c.halves * groups for c in candidates.convolutions)
+
+    if kept.diagonals:
+        images = len(pooled) + (candidates.skip is not None)
+        joined = _side_by_side_images(candidates, x, pooled)
+        products = grouped_products(joined, gradient, 1).to(coefficients.dtype)
+        diagonals = products.view(targets, channels, images, sources, channels).diagonal(dim1=1, dim2=4)
+        back: Sequence[Tensor | None] = [None] * images
+        if needs.x:
+            back = _map(gradient, kept.diagonals[0].mT).chunk(images, dim=1)
+        parts = zip(candidates.pools, pooled, kept.pool_means, kept.pool_inverses, back, strict=False)
+        for place, (candidate, image, mean, inverse, received) in enumerate(parts):
+            c = coefficients[:, candidate.column].view(targets, sources, 1)
+            centred = diagonals[:, place] - mean * sums  # Σ gradient · (image − mean)
+            for_columns[candidate.column] = (centred * inverse).sum(2).flatten()
+            if received is not None and candidates.training:
+                for_inverse = (c * centred).sum(0, keepdim=True)
+                slope = -(inverse**3) * for_inverse / count
+                level = -(c * inverse * sums).sum(0, keepdim=True) / count - slope * mean
+                received = received + _scale_channels(image, slope, level)
+            for_pooled.append(received)
+        if candidates.skip is not None:
+            for_columns[candidates.skip] = diagonals[:, -1].sum(2).flatten()
+            direct = back[-1]
+            for_x = direct if for_x is None or direct is None else for_x + direct
+
+    nothing = torch.zeros_like(coefficients[:, 0])
+    columns = [for_columns.get(column, nothing) for column in range(coefficients.shape[1])]
+    return [for_x, torch.stack(columns, dim=1), *for_pooled, *for_parameters]
+
+
+def _convolutions_backward(
+    candidates: NodeCandidates,
+    x: Tensor,
+    kept: _Kept,
+    lasts: Sequence[tuple[Tensor, Tensor, Tensor]],
+    count: int,
+    needs: _Needs,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """From gradients at the last maps of each convolution (of z, maps, bias) to those of x and the parameters."""
+    groups, separable, first = candidates.groups, candidates.separable, kept.halves[0]
+    at_first: list[Any] = list(lasts)
+    second_gradients: list[tuple[Tensor | None, Tensor]] = []
+    if separable:
+        second = kept.halves[1]
+        for_z, for_weights = _unfold(candidates, second, [lasts[i] for i in separable], count)
+        for j, i in enumerate(separable):
+            size = second.kernels[j].shape[-1]
+            for_kernels = depthwise_products(kept.r[j], for_z[j], size) if needs.weights else None
+            second_gradients.append((for_kernels, for_weights[j * groups : (j + 1) * groups]))
+            for_r = depthwise(for_z[j], turned(second.kernels[j]))
+            for_y = torch.ops.aten.threshold_backward(for_r, kept.r[j], 0)
+            maps = first.norm.maps[i * groups : (i + 1) * groups]
+            for_maps = grouped_products(first.z[i], for_y, groups).to(maps.dtype)
+            for_bias = channel_sums(for_y).to(maps.dtype).view(groups, -1)
+            at_first[i] = (_map(for_y, maps.mT), for_maps, for_bias)
+    for_z, for_weights = _unfold(candidates, first, at_first, count)
+    for_h, first_kernels = _leave_depthwise_backward(candidates, F.relu(x), first.kernels, for_z, needs)
+    for_x = None if for_h is None else torch.ops.aten.threshold_backward(for_h, F.relu(x), 0)
+    if not needs.weights:
+        return for_x, [None] * sum(2 * convolution.halves * groups for convolution in candidates.convolutions)
+
+    for_parameters: list[Tensor | None] = []
+    for i, convolution in enumerate(candidates.convolutions):
+        halves = [(first_kernels[i], for_weights[i * groups : (i + 1) * groups])]
+        if convolution.halves == 2:
+            halves.append(second_gradients[separable.index(i)])
+        for for_kernels, for_maps in halves:
+            assert for_kernels is not None
+            size = for_kernels.shape[-1]
+            for_parameters += for_kernels.to(for_maps.dtype).view(groups, -1, 1, size, size).unbind()
+            for_parameters += for_maps[..., None, None].unbind()
+    return for_x, for_parameters
+
+
+def _unfold(
+    candidates: NodeCandidates, half: _Half, gradients: Sequence[tuple[Tensor, Tensor, Tensor]], count: int
+) -> tuple[list[Tensor], Tensor]:
+    """From gradients of a half's (z, maps, bias) to those of z, with the batch norms' share, and of its weights."""
+    groups = candidates.groups
+    for_maps = torch.cat([gradient[1] for gradient in gradients])
+    for_bias = torch.cat([gradient[2] for gradient in gradients])
+    for_weights, quadratic, linear = unfold_gradients(half.weights, half.norm, for_maps, for_bias, count)
+    for_z = [gradient[0] for gradient in gradients]
+    if quadratic is not None and linear is not None:
+        for i, image in enumerate(half.z):
+            block = slice(i * groups, (i + 1) * groups)
+            for_z[i] = for_z[i].add_(_map(image, quadratic[block], linear[block]))
+    return for_z, for_weights
+
+
+class _Last(NamedTuple):
+    """The last map of one convolution: what it reads, its coefficients, and maps and bias without and with them."""
+
+    column: int
+    z: Tensor
+    coefficients: Tensor
+    plain_maps: Tensor
+    plain_bias: Tensor
+
+    @property
+    def maps(self) -> Tensor:
+        return self.plain_maps * self.coefficients[:, None, None]
+
+    @property
+    def shift(self) -> Tensor:
+        return self.plain_bias * self.coefficients[:, None]
+
+
+def _last_maps(candidates: NodeCandidates, coefficients: Tensor, kept: _Kept) -> Iterator[_Last]:
+    groups, separable = candidates.groups, candidates.separable
+    for i, convolution in enumerate(candidates.convolutions):
+        half, place = (kept.halves[1], separable.index(i)) if convolution.halves == 2 else (kept.halves[0], i)
+        block = slice(place * groups, (place + 1) * groups)
+        c = coefficients[:, convolution.column]
+        yield _Last(convolution.column, half.z[place], c, half.norm.maps[block], half.norm.bias[block])
+
+
+def _stacks(candidates: NodeCandidates, parameters: Sequence[Tensor]) -> list[list[list[Tensor]]]:
+    """The parameters of each convolution in stacks of G: kernels and weights of the first half, then of the second."""
+    groups, start = candidates.groups, 0
+    stacks = []
+    for convolution in candidates.convolutions:
+        count = 2 * convolution.halves
+        stacks.append([list(parameters[start + i * groups : start + (i + 1) * groups]) for i in range(count)])
+        start += count * groups
+    return stacks
+
+
+def _half(
+    candidates: NodeCandidates, place: int, kernels: list[Tensor], weights: list[list[Tensor]], z: list[Tensor]
+) -> _Half:
+    """One half with its batch norms folded; in training, notes what they saw."""
+    stacked = torch.cat([weight for stack in weights for weight in stack]).flatten(1)
+    stacked = stacked.view(-1, stacked.shape[1], stacked.shape[1])
+    norms = [norm for c in candidates.convolutions if c.halves > place for norm in c.norms(place)]
+    groups, epsilon = candidates.groups, candidates.epsilon
+    norm = fold_norms(stacked, z, groups, norms, epsilon, candidates.training, candidates.statistics)
+    return _Half(kernels, stacked, z, norm)
+
+
+def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1/σ of a pool's batch norms: (1, S, C) in training, as it is one for all targets, else (E, S, C)."""
+    targets, sources = candidates.targets, candidates.sources
+    if candidates.training:
+        count = image.numel() // image.shape[1]
+        mean = channel_sums(image).to(torch.float32 if image.dtype.itemsize < 4 else image.dtype) / count
+        second = depthwise_products(image, image, 1).to(mean.dtype).flatten() / count
+        variance = second - mean * mean
+        candidates.statistics.append(
+            Statistics.of(candidate.norms, mean.repeat(targets), variance.repeat(targets), count)
+        )
+        mean, variance = mean.view(1, sources, -1), variance.view(1, sources, -1)
+    else:
+        mean, variance = (value.view(targets, sources, -1) for value in running_statistics(candidate.norms))
+    return mean, torch.rsqrt(variance + candidates.epsilon)
+
+
+def _leave_depthwise(candidates: NodeCandidates, h: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
+    """The first depthwise convolutions of all edges, one call a kernel shape."""
+    sources = _DepthwiseSources(candidates, h)
+    z = []
+    for convolution, kernel in zip(candidates.convolutions, kernels, strict=True):
+        if candidates.leaves_dilated(convolution):
+            z.append(depthwise(sources.every_other, kernel))
+        elif candidates.stride == 2:
+            z.append(F.conv2d(sources.wide, kernel, stride=2, padding=kernel.shape[-1] // 2, groups=kernel.shape[0]))
+        else:
+            z.append(depthwise(sources.wide, kernel, convolution.dilation))
+    return z
+
+
+def _leave_depthwise_backward(
+    candidates: NodeCandidates, h: Tensor, kernels: Sequence[Tensor], gradients: Sequence[Tensor], needs: _Needs
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of h and of the kernels."""
+    sources = _DepthwiseSources(candidates, h)
+    for_kernels: list[Tensor | None] = []
+    for_wide: Tensor | None = None
+    for_every_other: Tensor | None = None
+    for convolution, kernel, gradient in zip(candidates.convolutions, kernels, gradients, strict=True):
+        size = kernel.shape[-1]
+        if candidates.stride == 2 and not candidates.leaves_dilated(convolution):
+            for_input, for_kernel = _strided_backward(sources.wide, kernel, gradient, needs)
+        else:
+            dilation = 1 if candidates.stride == 2 else convolution.dilation
+            read = sources.every_other if candidates.stride == 2 else sources.wide
+            for_kernel = depthwise_products(read, gradient, size, dilation) if needs.weights else None
+            for_input = depthwise(gradient, turned(kernel), dilation) if needs.x else None
+        for_kernels.append(for_kernel)
+        if for_input is None:
+            continue
+        if candidates.leaves_dilated(convolution):
+            for_every_other = for_input if for_every_other is None else for_every_other.add_(for_input)
+        else:
+            for_wide = for_input if for_wide is None else for_wide.add_(for_input)
+    if not needs.x:
+        return None, for_kernels
+    for_h = torch.zeros_like(h) if for_wide is None else sum_copies(for_wide, candidates.targets)
+    if for_every_other is not None:
+        spread = torch.zeros_like(h)
+        spread[:, :, ::2, ::2] = sum_copies(for_every_other, candidates.targets)
+        for_h = for_h + spread
+    return for_h, for_kernels
+
+
+class _DepthwiseSources:
+    """What the first depthwise convolutions read, made when asked for: h once for each target."""
+
+    def __init__(self, candidates: NodeCandidates, h: Tensor) -> None:
+        self.targets = candidates.targets
+        self.h = h
+
+    @functools.cached_property
+    def wide(self) -> Tensor:
+        return repeat_channels(self.h, self.targets)
+
+    @functools.cached_property
+    def every_other(self) -> Tensor:
+        """Every other row and column: all that a convolution of dilation 2 and stride 2 reads, then undilated."""
+        return repeat_channels(in_layout_of(self.h, self.h[:, :, ::2, ::2]), self.targets)
+
+
+def _strided_backward(
+    x: Tensor, kernel: Tensor, gradient: Tensor, needs: _Needs
+) -> tuple[Tensor | None, Tensor | None]:
+    half = kernel.shape[-1] // 2
+    for_x, for_kernel, _ = torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        kernel,
+        bias_sizes=None,
+        stride=[2, 2],
+        padding=[half, half],
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=kernel.shape[0],
+        output_mask=[needs.x, needs.weights, False],
+    )
+    return for_x, for_kernel
+
+
+def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A grouped map in the precision of the images."""
+    return grouped_map(x, maps.to(x.dtype), None if bias is None else bias.to(x.dtype).flatten())
+
+
+def _scale_channels(x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
+    return F.conv2d(x, slope.to(x.dtype).reshape(-1, 1, 1, 1), level.to(x.dtype).flatten(), groups=x.shape[1])
+
+
+def _side_by_side(maps: Tensor, targets: int) -> Tensor:
+    """(E·S, outputs, inputs) → (E, outputs, S·inputs): the sources of one target add up."""
+    _, outputs, inputs = maps.shape
+    return maps.view(targets, -1, outputs, inputs).transpose(1, 2).reshape(targets, outputs, -1)
+
+
+def _side_by_side_images(candidates: NodeCandidates, x: Tensor, pooled: Sequence[Tensor]) -> Tensor:
+    images = [*pooled, x] if candidates.skip is not None else list(pooled)
+    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+
+
+def _take_apart(value: Any, tensors: list[Tensor]) -> Callable[[Iterator[Tensor]], Any]:
+    """Appends the tensors of nested lists and named tuples to ``tensors``; returns what builds the value from them."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return next
+    parts = [_take_apart(part, tensors) for part in value]
+    if isinstance(value, list):
+        return lambda stream: [part(stream) for part in parts]
+    kind = type(value)
+    return lambda stream: kind(*(part(stream) for part in parts))
