@@ -94,7 +94,9 @@ class Loader:
         if number != self._pass:
             self._pass = number
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", number))
-            self._order = order.to(self.images.device)
+            if self.images.is_cuda:  # from pinned memory, so that the copy does not wait for the device
+                order = order.pin_memory()
+            self._order = order.to(self.images.device, non_blocking=True)
         chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size]
         images = _normalized(self.images[chosen], self._shift, self._scale)
         draws = generator(self.seed, "augment", index, device=images.device)

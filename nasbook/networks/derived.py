@@ -22,14 +22,36 @@ Image = Float[Tensor, "batch channels height width"]
 
 
 class DropPath(nn.Module):
-    """Drops an edge's output for whole samples and divides the kept ones by the keep rate (FractalNet)."""
+    """Drops an edge's output for whole samples and divides the kept ones by the keep rate (FractalNet).
+
+    The rate changes from epoch to epoch. Compiled code reads it from a tensor, so that it is not compiled anew
+    each time; its draws differ from those of the code as it stands.
+    """
+
+    keep: Tensor
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        self.register_buffer("keep", torch.ones(()), persistent=False)
         self.rate = rate
 
+    @property
+    def rate(self) -> float:
+        """Share of samples whose path is dropped."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._rate = rate
+        self.keep.fill_(1 - rate)
+
     def forward(self, x: Image) -> Image:
-        if not self.training or self.rate == 0:
+        if not self.training:
+            return x
+        if torch.compiler.is_compiling():
+            kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep
+            return x * (kept / self.keep).to(x.dtype)
+        if self.rate == 0:
             return x
         keep = 1 - self.rate
         mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
