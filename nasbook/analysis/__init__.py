@@ -10,6 +10,8 @@ from nasbook.analysis.cells import (
 from nasbook.analysis.costs import (
     count_macs,
     count_parameters,
+    count_traffic,
+    largest_batch,
     peak_memory,
     saved_activation_bytes,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "cell_depth",
     "count_macs",
     "count_parameters",
+    "count_traffic",
     "kendall_tau",
+    "largest_batch",
     "mean_depth",
     "node_depths",
     "operation_counts",

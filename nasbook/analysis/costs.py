@@ -95,6 +95,53 @@ def saved_activation_bytes(module_or_callable: nn.Module | Callable[..., Any], *
     return sum(storage.nbytes() for address, storage in storages.items() if address not in excluded)
 
 
+def count_traffic(module: nn.Module, *inputs: Tensor) -> int:
+    """Bytes that a forward and a backward pass of a module in its current mode have to move at the least.
+
+    Convention: every activation kept for the backward pass (:func:`saved_activation_bytes`) is written once and
+    read once; every input is read once; every parameter is read in both passes, and the gradient of one that is
+    trained is written once. Sums and maps that are not kept do not count, nor does what the kernels
+    read again, nor the optimiser.
+    """
+    parameters = {id(parameter): parameter for parameter in module.parameters()}.values()
+    moved = sum(parameter.nbytes * (2 + parameter.requires_grad) for parameter in parameters)
+    return 2 * saved_activation_bytes(module, *inputs) + sum(x.nbytes for x in inputs) + moved
+
+
+def largest_batch(bytes_of: Callable[[int], int], budget: int) -> int:
+    """The largest batch whose bytes stay within a budget; 0 if not even one image does.
+
+    The bytes of a network are nearly affine in the batch. So the search follows the line through the last two
+    batches that it looked at, which takes about four calls and hardly goes over the budget, and halves where
+    the line fails it.
+
+    Args:
+        bytes_of: bytes of a batch of so many images; must grow with the batch.
+        budget: the most bytes that it may take.
+
+    Raises:
+        InvalidInput: a larger batch that fits takes no more bytes, so that there may be no largest one.
+    """
+    fits, fitting = 1, bytes_of(1)
+    if fitting > budget:
+        return 0
+    slope, too_many, halve = float(fitting), None, False
+    while too_many is None or too_many - fits > 1:
+        guess = fits + max(1, int((budget - fitting) / max(slope, 1)))
+        if too_many is not None:
+            guess = (fits + too_many) // 2 if halve else min(guess, too_many - 1)
+            halve = not halve
+        cost = bytes_of(guess)
+        if cost <= fitting:
+            raise InvalidInput(f"bytes_of does not grow: {fitting} for a batch of {fits}, {cost} for {guess}.")
+        slope = (cost - fitting) / (guess - fits)
+        if cost <= budget:
+            fits, fitting = guess, cost
+        else:
+            too_many = guess
+    return fits
+
+
 def peak_memory(function: Callable[[], Any], device: torch.device | str) -> int:
     """Most bytes that tensors held on a CUDA device at once while ``function()`` ran, what was there before included.
 
