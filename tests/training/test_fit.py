@@ -145,6 +145,59 @@ def test_augmentation_is_the_data_sets_with_the_configs_cutout(digits):
     assert Fit(Classifier(), data, QUICK).loader.augmentation == Augmentation(1, True, 0)
 
 
+# ---------------------------------------------------------------------------------------------- tuned
+
+
+def _layouts(net: DerivedNetwork) -> list[bool]:
+    """Notes at every cell's every call whether its output's channels are neighbours in memory."""
+    seen: list[bool] = []
+    for cell in net.cells:
+        cell.register_forward_hook(lambda module, inputs, output: seen.append(output.stride(1) == 1))
+    return seen
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [True, False, None])
+def test_channels_last_is_the_layout_of_every_pass(digits, channels, channels_last):
+    data = replace(digits, train_images=digits.train_images.repeat(1, channels, 1, 1),
+                   test_images=digits.test_images.repeat(1, channels, 1, 1),
+                   mean=digits.mean * channels, std=digits.std * channels)  # fmt: skip
+    net = DerivedNetwork(DARTS_V2, 4, 3, in_channels=channels)
+    seen = _layouts(net)
+    fit(net, data, replace(QUICK, channels_last=channels_last))
+    assert set(seen) == {bool(channels_last)}  # on a CPU, None is False
+
+
+def test_channels_last_gives_the_same_values(digits):
+    ends = []
+    for channels_last in (True, False):
+        net = network(cells=3)
+        reports = fit(net, digits, replace(QUICK, channels_last=channels_last))
+        ends.append((net.state_dict(), reports[-1].validation_loss))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-3, atol=1e-5)
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
+
+
+def test_the_optimizer_has_the_bits_of_a_plain_loop(digits):
+    ends = []
+    for foreach in (True, False):
+        net = network(cells=3)
+        run = Fit(net, digits, QUICK)
+        assert run.optimizer.param_groups[0]["foreach"] and not run.optimizer.param_groups[0]["fused"]
+        run.optimizer.param_groups[0]["foreach"] = foreach
+        list(run.epochs())
+        ends.append(net.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_checkpoint_from_another_device_does_not_choose_the_optimizers_kernel(digits):
+    state = Fit(network(), digits, QUICK).state_dict()
+    state["optimizer"]["param_groups"][0].update(fused=True, foreach=False)  # as a run on CUDA writes it
+    run = Fit(network(), digits, QUICK)
+    run.load_state_dict(state)
+    assert run.optimizer.param_groups[0]["foreach"] and not run.optimizer.param_groups[0]["fused"]
+
+
 # ---------------------------------------------------------------------------------------------- what is evaluated
 
 
