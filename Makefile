@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 N ?= 01
+BENCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -27,7 +28,7 @@ help:
 	@echo 'make html          build the book from the outputs in notebooks/ (seconds)'
 	@echo 'make chapter N=01  run one chapter: book/chapters/01-*.md -> notebooks/01-*.ipynb'
 	@echo 'make lint          ruff on package, tests and notebooks; mypy on the package'
-	@echo 'make bench         the measured comparisons in benchmarks/'
+	@echo 'make bench         the measured comparisons in benchmarks/; BENCH="--device cuda --record" for a GPU'
 	@echo 'make check-site    the built pages in headless Chromium: requests, errors, screenshots'
 	@echo 'make clean         remove what was built (not .venv)'
 	@echo
@@ -62,10 +63,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check nasbook tests tools $(wildcard benchmarks) $(NOTEBOOKS)
 	$(BIN)/mypy nasbook
 
+# Files that begin with _ are not benchmarks. Every script takes --device, --rounds, --record and --records-dir.
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do \
-		[ -e "$$script" ] || { echo 'benchmarks/ has no script.'; exit 0; }; \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+		echo; echo "== $$script $(BENCH)"; $(BIN)/python "$$script" $(BENCH) || exit 1; done
 
 check-site: $(STAMP)
 	$(BIN)/python tools/check_site.py _build/html --screenshots _build/screenshots

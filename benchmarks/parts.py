@@ -304,10 +304,11 @@ def engine_part(node: Node, part: str, trick: str, operations: tuple[str, ...]) 
     cell.to(node.device)
     departure = _Departure(cell, (0,))
     coefficients = torch.softmax(torch.randn(len(cell.edges), len(operations), device=node.device), dim=-1)
-    used = [parameter for row in departure.rows for parameter in cell.edges[row].parameters()]
+    rows = [row for row, (source, _) in enumerate(cell.space.edges) if source == 0]
+    used = [parameter for row in rows for parameter in cell.edges[row].parameters()]
 
     def readable(x: Tensor, coefficients: Tensor, *_: Tensor) -> list[Tensor]:
-        return [cell.edges[row](x, coefficients[row]) for row in departure.rows]
+        return [cell.edges[row](x, coefficients[row]) for row in rows]
 
     def fused(x: Tensor, coefficients: Tensor, *_: Tensor) -> Sequence[Tensor]:
         statistics: list[Statistics] = []
@@ -348,7 +349,7 @@ def measure_node(
     for c in found:
         row = {**size, "part": c.part, "trick": c.trick, "way": c.way, **measure.summary(seconds[c.part, c.way])}
         readable = rows.get((c.part, "readable"), row)
-        row["ratio"] = readable["seconds"] / row["seconds"]
+        row["ratio"] = readable["seconds"] / row["seconds"] if row["seconds"] > 0 else None  # a difference may vanish
         row["saved_bytes"] = saved[c.part, c.way]
         row["saved_ratio"] = row["saved_bytes"] / readable["saved_bytes"]
         rows[c.part, c.way] = row

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nasbook.analysis import count_macs, count_parameters, peak_memory, saved_activation_bytes
+from nasbook.analysis import (
+    count_macs,
+    count_parameters,
+    count_traffic,
+    largest_batch,
+    peak_memory,
+    saved_activation_bytes,
+)
 from nasbook.errors import InvalidInput
 
 
@@ -149,3 +156,53 @@ def test_peak_memory():
     before = torch.cuda.memory_allocated()
     peak = peak_memory(lambda: torch.zeros(2**20, device="cuda").sum(), "cuda")
     assert 2**22 <= peak - before < 2**23
+
+
+def test_traffic_of_a_layer():
+    x = torch.rand(10, 6)
+    layer = nn.Linear(6, 5)
+    kept = 10 * 6 * 4
+    weights = (6 * 5 + 5) * 4
+    assert count_traffic(layer, x) == 2 * kept + kept + 3 * weights  # the input is also what is kept
+    assert count_traffic(layer.requires_grad_(False), x) == kept + 2 * weights
+    assert count_traffic(nn.ReLU(), x.requires_grad_()) == 2 * kept + kept
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    fixed=st.integers(0, 1000),
+    per_image=st.integers(1, 100),
+    bend=st.floats(0.7, 1.5),
+    budget=st.integers(0, 5000),
+)
+def test_largest_batch(fixed, per_image, bend, budget):
+    calls = []
+
+    def bytes_of(batch):
+        calls.append(batch)
+        return fixed + int(per_image * batch**bend) + batch
+
+    largest = largest_batch(bytes_of, budget)
+    assert largest == 0 or bytes_of(largest) <= budget
+    assert bytes_of(largest + 1) > budget
+    assert len(calls) < 40
+
+
+def test_largest_batch_follows_the_line():
+    calls = []
+
+    def bytes_of(batch):
+        calls.append(batch)
+        return 500 + 7 * batch
+
+    assert largest_batch(bytes_of, 10_000) == 1357
+    assert len(calls) <= 5
+    assert max(calls) == 1358  # hardly over the budget
+
+
+def test_largest_batch_after_a_cliff():
+    """Where memory runs out, the bytes may be anything above the budget."""
+    assert largest_batch(lambda batch: 10 * batch if batch <= 37 else 10**15 * batch, 1000) == 37
+    assert largest_batch(lambda batch: 10**6, 1000) == 0
+    with pytest.raises(InvalidInput, match="^bytes_of does not grow: 10 for a batch of 1, 10 for 100."):
+        largest_batch(lambda batch: 10, 1000)
