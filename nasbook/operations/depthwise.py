@@ -27,7 +27,9 @@ Kernels = Float[Tensor, "channels 1 kernel kernel"]
 
 def depthwise(x: Image, weight: Kernels, dilation: int = 1) -> Image:
     """Every channel convolved by its own kernel of odd size, padded so that height and width stay."""
-    return _Depthwise.apply(x, weight, dilation)
+    if torch.is_grad_enabled():
+        return _Depthwise.apply(x, weight, dilation)
+    return _convolve(x, weight, dilation)
 
 
 def depthwise_products(x: Image, y: Image, kernel: int, dilation: int = 1) -> Kernels:
@@ -36,7 +38,9 @@ def depthwise_products(x: Image, y: Image, kernel: int, dilation: int = 1) -> Ke
     ``x`` is the convolution's input, ``y`` the gradient of its output. With ``kernel`` 1, the inner product of every
     channel of ``x`` with the same channel of ``y``.
     """
-    return _DepthwiseProducts.apply(x, y, kernel, dilation)
+    if torch.is_grad_enabled():
+        return _DepthwiseProducts.apply(x, y, kernel, dilation)
+    return _products(x, y, kernel, dilation)
 
 
 def turned(weight: Kernels) -> Kernels:
@@ -49,8 +53,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
-        padding = dilation * (weight.shape[-1] // 2)
-        return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=x.shape[1])
+        return _convolve(x, weight, dilation)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -67,17 +70,7 @@ class _DepthwiseProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, kernel: int, dilation: int) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.dilation = dilation
-        if y.device.type != "cpu" or not channels_last(y):
-            return _library(x, y, kernel, kernel, dilation)
-        if dilation == 2:
-            x, y, dilation = _grids(x), _grids(y), 1
-        if dilation > 1 or kernel <= 3:
-            return _library(x, y, kernel, kernel, dilation)
-        # Kernels up to three columns wide have a fast case: the middle three at once, the others one by one.
-        reach = kernel // 2
-        left = [_library(_moved(x, shift), y, kernel, 1, 1) for shift in range(reach, 1, -1)]
-        right = [_library(_moved(x, -shift), y, kernel, 1, 1) for shift in range(2, reach + 1)]
-        return torch.cat([*left, _library(x, y, kernel, 3, 1), *right], dim=3)
+        return _products(x, y, kernel, dilation)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -85,6 +78,30 @@ class _DepthwiseProducts(torch.autograd.Function):
         for_x = depthwise(y, turned(gradient), ctx.dilation) if ctx.needs_input_grad[0] else None
         for_y = depthwise(x, gradient, ctx.dilation) if ctx.needs_input_grad[1] else None
         return for_x, for_y, None, None
+
+
+def _convolve(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=x.shape[1])
+
+
+def _products(x: Tensor, y: Tensor, kernel: int, dilation: int) -> Tensor:
+    if y.device.type != "cpu" or not channels_last(y):
+        return _library(x, y, kernel, kernel, dilation)
+    if dilation == 2:
+        small = min(x.shape[2:]) // 2 < kernel
+        x, y = (_one_image(image, kernel // 2) if small else _grids(image) for image in (x, y))
+        dilation = 1
+    if kernel == 1 or (dilation > 1 and min(x.shape[2:]) >= kernel):
+        return _library(x, y, kernel, kernel, dilation)
+    if min(x.shape[2:]) < kernel:
+        return _by_taps(x, y, kernel, dilation)
+    # Kernels up to three columns wide have a fast case: the middle three at once, the others one by one.
+    reach = kernel // 2
+    left = [_library(_moved(x, shift), y, kernel, 1, 1) for shift in range(reach, 1, -1)]
+    right = [_library(_moved(x, -shift), y, kernel, 1, 1) for shift in range(2, reach + 1)]
+    middle = _library(x, y, kernel, 3, 1)
+    return torch.cat([*left, middle, *right], dim=3) if left else middle
 
 
 def _library(x: Tensor, y: Tensor, height: int, width: int, dilation: int) -> Tensor:
@@ -107,10 +124,27 @@ def _library(x: Tensor, y: Tensor, height: int, width: int, dilation: int) -> Te
 
 
 def _moved(x: Tensor, columns: int) -> Tensor:
-    """The image moved to the right (to the left, if negative), zeros behind it."""
-    kept = max(x.shape[3] - abs(columns), 0)
-    gap = x.shape[3] - kept
-    return F.pad(x[..., :kept], (gap, 0)) if columns > 0 else F.pad(x[..., gap:], (0, gap))
+    """The image moved to the right (to the left, if negative), zeros behind it; by less than its width."""
+    moved = torch.empty_like(x)
+    if columns > 0:
+        moved[..., :columns].zero_()
+        moved[..., columns:].copy_(x[..., :-columns])
+    else:
+        moved[..., columns:].zero_()
+        moved[..., :columns].copy_(x[..., -columns:])
+    return moved
+
+
+def _by_taps(x: Tensor, y: Tensor, kernel: int, dilation: int) -> Tensor:
+    """One tap after another: for images smaller than the kernel, which the fast kernels refuse."""
+    batch, channels, height, width = x.shape
+    border = dilation * (kernel // 2)
+    padded = x.new_zeros(batch, height + 2 * border, width + 2 * border, channels)
+    padded[:, border : border + height, border : border + width] = x.permute(0, 2, 3, 1)
+    y = y.permute(0, 2, 3, 1)
+    starts = [dilation * tap for tap in range(kernel)]
+    taps = [(padded[:, i : i + height, j : j + width] * y).sum((0, 1, 2)) for i in starts for j in starts]
+    return torch.stack(taps, dim=1).view(channels, 1, kernel, kernel)
 
 
 def _grids(x: Tensor) -> Tensor:
@@ -120,3 +154,15 @@ def _grids(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
     return pixels.permute(2, 4, 0, 1, 3, 5).reshape(4 * batch, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+
+
+def _one_image(x: Tensor, gap: int) -> Tensor:
+    """The four grids side by side in one image, zeros between them: for grids smaller than the kernel."""
+    batch, channels, height, width = x.shape
+    top, left = (height + 1) // 2, (width + 1) // 2
+    image = x.new_zeros(batch, height + gap, width + gap, channels).permute(0, 3, 1, 2)
+    image[:, :, :top, :left] = x[:, :, ::2, ::2]
+    image[:, :, :top, left + gap :] = x[:, :, ::2, 1::2]
+    image[:, :, top + gap :, :left] = x[:, :, 1::2, ::2]
+    image[:, :, top + gap :, left + gap :] = x[:, :, 1::2, 1::2]
+    return image

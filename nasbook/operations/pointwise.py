@@ -28,12 +28,16 @@ def grouped_map(
 ) -> Float[Tensor, "batch outputs height width"]:
     """Each group of input channels through its own matrix, at every pixel."""
     groups, outputs, inputs = maps.shape
-    if channels_last(x):
-        if groups > 1 and inputs <= NARROW:
-            maps = torch.diag_embed(maps.permute(1, 2, 0)).permute(2, 0, 3, 1)
-            return F.conv2d(x, maps.reshape(groups * outputs, groups * inputs, 1, 1), bias)
-        return F.conv2d(x, maps.reshape(groups * outputs, inputs, 1, 1), bias, groups=groups)
     batch, _, height, width = x.shape
+    if channels_last(x):
+        if groups > 1 and inputs <= NARROW:  # one map with a block-diagonal matrix
+            maps = torch.diag_embed(maps.permute(1, 2, 0)).permute(2, 0, 3, 1)
+            maps = maps.reshape(1, groups * outputs, groups * inputs)
+            groups, outputs, inputs = maps.shape
+        if groups > 1 or inputs > 8 * NARROW:
+            return F.conv2d(x, maps.reshape(groups * outputs, inputs, 1, 1), bias, groups=groups)
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(batch * height * width, inputs), maps[0], bias)
+        return y.view(batch, height, width, outputs).permute(0, 3, 1, 2)
     y = torch.matmul(maps, x.reshape(batch, groups, inputs, height * width))
     y = y.reshape(batch, groups * outputs, height, width)
     return y if bias is None else y + bias.view(1, -1, 1, 1)

@@ -147,12 +147,13 @@ def unfold_gradients(
     if folded.products.numel() == 0:
         return for_maps * inverse[:, :, None], None, None
     for_mean = -for_bias * inverse  # of W m
-    for_inverse = (for_maps * weight).sum(2) + for_bias * folded.bias / inverse
-    for_variance = -0.5 * inverse**3 * for_inverse
-    for_weight = torch.addcmul(for_maps * inverse[:, :, None], folded.products, 2 * for_variance[:, :, None])
+    for_log_inverse = torch.addcmul((for_maps * folded.maps).sum(2), for_bias, folded.bias)
+    for_variance = (inverse * inverse * for_log_inverse)[:, :, None]  # times −2
+    for_weight = torch.addcmul(for_maps * inverse[:, :, None], folded.products, for_variance, value=-1)
     for_weight = torch.baddbmm(for_weight, for_mean[:, :, None], folded.mean[:, None, :])
-    quadratic = torch.bmm(weight.mT, weight * (for_variance * (2 / count))[:, :, None])
-    linear = torch.bmm(weight.mT, for_mean[:, :, None]) / count - torch.bmm(quadratic, folded.mean[:, :, None])
+    quadratic = torch.bmm(weight.mT, weight * (for_variance / -count))
+    from_mean = torch.bmm(weight.mT, for_mean[:, :, None])
+    linear = torch.baddbmm(from_mean, quadratic, folded.mean[:, :, None], beta=1 / count, alpha=-1)
     return for_weight, quadratic, linear.squeeze(2)
 
 

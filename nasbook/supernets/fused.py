@@ -114,7 +114,8 @@ class _Departure:
         self.sources = sources
         self.targets = range(max(space.inputs, sources[-1] + 1), space.inputs + space.nodes)
         rows = {edge: row for row, edge in enumerate(space.edges)}
-        self.rows = [rows[source, target] for target in self.targets for source in sources]
+        order = [rows[source, target] for target in self.targets for source in sources]
+        self._rows = torch.tensor(order)
         self.stride = cell.stride if sources[0] < space.inputs else 1
         self.convolutions: list[SeparableCandidate] = []
         self.pools: list[PoolCandidate] = []
@@ -122,7 +123,12 @@ class _Departure:
         self.reduction: tuple[int, tuple[Any, ...]] | None = None
         self.others: list[tuple[int, tuple[nn.Module, ...]]] = []
         for column, name in enumerate(space.operations):
-            self._take(column, tuple(_candidates(cell.edges[row])[name] for row in self.rows))
+            self._take(column, tuple(_candidates(cell.edges[row])[name] for row in order))
+
+    def _index(self, device: torch.device) -> Tensor:
+        if self._rows.device != device:
+            self._rows = self._rows.to(device)
+        return self._rows
 
     def _take(self, column: int, modules: tuple[Any, ...]) -> None:
         """Sorts a candidate's modules, one for each edge, by how they run."""
@@ -151,7 +157,7 @@ class _Departure:
         x = states[self.sources[0]]
         if len(self.sources) > 1:
             x = torch.cat([states[source] for source in self.sources], dim=1)
-        weights = coefficients[self.rows]
+        weights = coefficients.index_select(0, self._index(coefficients.device))
         parts = []
         if self.convolutions or self.pools or self.skip is not None:
             candidates = NodeCandidates(
@@ -186,11 +192,13 @@ class _Departure:
         ):
             own = modules[place::sources]
             pixels = in_layout_of(x, torch.cat(both, dim=1))
-            pairs = [(m.convolution.weight.flatten(1), m.shifted_convolution.weight.flatten(1)) for m in own]
-            maps = torch.cat([torch.block_diag(*pair) for pair in pairs])[None]
+            plain = torch.stack([m.convolution.weight for m in own]).flatten(2)
+            moved = torch.stack([m.shifted_convolution.weight for m in own]).flatten(2)
+            channels = plain.shape[2]
+            maps = torch.cat([F.pad(plain, (0, channels)), F.pad(moved, (channels, 0))], dim=1).flatten(0, 1)[None]
             norms = [m.norm for m in own]
             norm = fold_norms(maps, [pixels], 1, norms, epsilon, training, statistics)
-            scale = weights[place::sources, column].repeat_interleave(maps.shape[1] // len(own))
+            scale = weights[place::sources, column].repeat_interleave(channels)
             received = grouped_map(pixels, norm.maps * scale[None, :, None], (norm.bias * scale).flatten())
             total = received if total is None else total + received
         assert total is not None

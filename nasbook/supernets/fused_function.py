@@ -52,21 +52,21 @@ class SeparableCandidate:
     halves: int
     """How often (ReLU, depthwise, pointwise, batch norm) follows itself: 2 or 1."""
 
-    @property
+    @functools.cached_property
     def dilation(self) -> int:
         """Of the first depthwise convolution."""
         return self.modules[0][1].dilation[0]  # type: ignore[index, return-value]
 
-    def parameters(self) -> Iterator[Tensor]:
-        """Depthwise, then pointwise weights of each half."""
-        for half in range(self.halves):
-            for place in (1, 2):
-                for module in self.modules:
-                    yield module[4 * half + place].weight  # type: ignore[misc]  # modules have no types
+    @functools.cached_property
+    def convolutions(self) -> tuple[nn.Conv2d, ...]:
+        """Depthwise, then pointwise convolutions of each half, the modules of all groups side by side."""
+        places = [4 * half + place for half in range(self.halves) for place in (1, 2)]
+        return tuple(module[place] for place in places for module in self.modules)  # type: ignore[misc]
 
-    def norms(self, half: int) -> tuple[nn.BatchNorm2d, ...]:
-        """The batch norms of one half."""
-        return tuple(module[4 * half + 3] for module in self.modules)  # type: ignore[misc]
+    @functools.cached_property
+    def norms(self) -> tuple[tuple[nn.BatchNorm2d, ...], ...]:
+        """The batch norms of each half."""
+        return tuple(tuple(m[4 * half + 3] for m in self.modules) for half in range(self.halves))  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class NodeCandidates:
     def groups(self) -> int:
         return self.targets * self.sources
 
-    @property
+    @functools.cached_property
     def separable(self) -> tuple[int, ...]:
         """Places of the convolutions that have a second half."""
         return tuple(i for i, convolution in enumerate(self.convolutions) if convolution.halves == 2)
@@ -119,12 +119,13 @@ def leave_node(candidates: NodeCandidates, x: Tensor, coefficients: Tensor) -> T
         coefficients: (G, operations).
     """
     pooled = [candidate.pool(x) for candidate in candidates.pools]
-    parameters = [parameter for convolution in candidates.convolutions for parameter in convolution.parameters()]
-    if torch.is_autocast_enabled(x.device.type):  # the images in half precision; all that is small stays as it is
-        half = torch.get_autocast_dtype(x.device.type)
-        x, pooled = x.to(half), [image.to(half) for image in pooled]
-    with torch.autocast(x.device.type, enabled=False):
+    parameters = [module.weight for candidate in candidates.convolutions for module in candidate.convolutions]
+    if not torch.is_autocast_enabled(x.device.type):
         return _LeaveNode.apply(candidates, x, coefficients, *pooled, *parameters)
+    half = torch.get_autocast_dtype(x.device.type)
+    images = [image.to(half) for image in (x, *pooled)]  # all that is small stays as it is
+    with torch.autocast(x.device.type, enabled=False):
+        return _LeaveNode.apply(candidates, images[0], coefficients, *images[1:], *parameters)
 
 
 class _LeaveNode(torch.autograd.Function):
@@ -145,14 +146,16 @@ class _LeaveNode(torch.autograd.Function):
         saved = ctx.saved_tensors
         x, coefficients, *others = saved[: ctx.inputs]
         pooled, parameters = others[:count], others[count:]
-        with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():
-                _, kept = _forward(candidates, x, coefficients, pooled, parameters)
-            else:
-                kept = ctx.rebuild(iter(saved[ctx.inputs :]))
-            needs = _Needs(ctx.needs_input_grad[1], any(ctx.needs_input_grad[3 + count :]))
-            gradient = in_layout_of(x, gradient)
-            return None, *_backward(candidates, x, coefficients, pooled, kept, gradient, needs)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return _LeaveNode.backward(ctx, gradient)
+        if torch.is_grad_enabled():
+            _, kept = _forward(candidates, x, coefficients, pooled, parameters)
+        else:
+            kept = ctx.rebuild(iter(saved[ctx.inputs :]))
+        needs = _Needs(ctx.needs_input_grad[1], any(ctx.needs_input_grad[3 + count :]))
+        gradient = in_layout_of(x, gradient)
+        return None, *_backward(candidates, x, coefficients, pooled, kept, gradient, needs)
 
 
 class _Needs(NamedTuple):
@@ -408,7 +411,7 @@ def _half(
     """One half with its batch norms folded; in training, notes what they saw."""
     stacked = torch.cat([weight for stack in weights for weight in stack]).flatten(1)
     stacked = stacked.view(-1, stacked.shape[1], stacked.shape[1])
-    norms = [norm for c in candidates.convolutions if c.halves > place for norm in c.norms(place)]
+    norms = [norm for c in candidates.convolutions if c.halves > place for norm in c.norms[place]]
     groups, epsilon = candidates.groups, candidates.epsilon
     norm = fold_norms(stacked, z, groups, norms, epsilon, candidates.training, candidates.statistics)
     return _Half(kernels, stacked, z, norm)
@@ -420,7 +423,7 @@ def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image
     if candidates.training:
         count = image.numel() // image.shape[1]
         mean = channel_sums(image).to(torch.float32 if image.dtype.itemsize < 4 else image.dtype) / count
-        second = depthwise_products(image, image, 1).to(mean.dtype).flatten() / count
+        second = channel_sums(image * image).to(mean.dtype) / count
         variance = second - mean * mean
         candidates.statistics.append(
             Statistics.of(candidate.norms, mean.repeat(targets), variance.repeat(targets), count)

@@ -76,6 +76,19 @@ def kept_statistics(network: nn.Module | Sequence[nn.modules.batchnorm._BatchNor
             module.track_running_stats = True
 
 
+@contextmanager
+def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the block, the parameters need no gradient, so that none is prepared for and nothing kept for it."""
+    needing = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in needing:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in needing:
+            parameter.requires_grad_(True)
+
+
 class BilevelUpdate(ABC):
     """One alternation of Algorithm 1: α by its own optimiser on validation data, then w on training data.
 
@@ -126,8 +139,8 @@ class BilevelUpdate(ABC):
         self.architecture_optimizer.step()
         self.architecture_optimizer.zero_grad()
 
-        outputs = self.network(train[0])
-        loss = self.loss(outputs, train[1])
+        with constant(self.architecture):
+            loss, outputs = self._loss_at(None, train)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
         for parameter, weight_gradient in zip(self.weights, gradients, strict=True):
             parameter.grad = weight_gradient
@@ -153,7 +166,7 @@ class FirstOrder(BilevelUpdate):
     """∇_α L_val(w, α): the current weights stand for the best ones (ξ = 0, the end of §2.3)."""
 
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
-        with kept_statistics(self._norms):
+        with kept_statistics(self._norms), constant(self.weights):
             loss, outputs = self._loss_at(None, validation)
         total = loss + self.penalty()
         return ArchitectureGradient(_grad(total, self.architecture), loss.detach(), outputs.detach())
@@ -326,6 +339,8 @@ class ToyProblem(nn.Module):
 
 
 def _grad(loss: Tensor, parameters: tuple[Tensor, ...], create_graph: bool = False) -> Gradients:
+    if not loss.requires_grad:  # it depends on none of them
+        return tuple(torch.zeros_like(parameter) for parameter in parameters)
     return torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
 
 

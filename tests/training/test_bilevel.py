@@ -524,6 +524,11 @@ class ArchitectureAmongTheWeights(FirstOrder):
         weight_optimizer.add_param_group({"params": list(self.architecture)})
         self.weights = (*self.weights, *self.architecture)
 
+    def _loss_at(self, weights, batch):
+        for parameter in self.architecture:  # the step on the weights takes α as constant
+            parameter.requires_grad_(True)
+        return super()._loss_at(weights, batch)
+
 
 class DecayedArchitecture(ArchitectureAmongTheWeights):
     """Trap 1, milder: no gradient of the training loss, but SGD's decay."""
