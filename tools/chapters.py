@@ -1,7 +1,7 @@
 """Runs the text sources of the book and writes the executed notebooks that Colab, the pages and nbval read.
 
-    python tools/chapters.py run          every book/chapters/NN-name.md, and book/claims.md
-    python tools/chapters.py run 01       one chapter ("claims" for the scoreboard)
+    python tools/chapters.py run          every book/chapters/NN-name.md, and the executed pages (PAGES)
+    python tools/chapters.py run 01       one chapter; a page by its name, such as "claims"
 
 A notebook is always executed as a whole, in a fresh kernel, at scale quick and without a network, and it is
 written only when every cell ran. Whatever would differ from run to run for no reason (cell ids, times,
@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 180
 """Seconds that one cell may take before the run is given up."""
 
+PAGES = ("fast-supernet", "claims")
+"""Pages of book/ that are executed although they are no chapters."""
+
 METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -44,12 +47,18 @@ REFERENCE = re.compile(r"IPY_MODEL_([0-9a-f]{32})")
 
 def sources(root: Path = ROOT) -> list[Path]:
     """The text sources in reading order."""
-    return [*sorted((root / "book" / "chapters").glob("[0-9][0-9]-*.md")), *(root / "book").glob("claims.md")]
+    pages = [root / "book" / f"{name}.md" for name in PAGES]
+    return [*sorted((root / "book" / "chapters").glob("[0-9][0-9]-*.md")), *(page for page in pages if page.exists())]
 
 
 def notebook_of(source: Path, root: Path = ROOT) -> Path:
     """Where the executed form of a text source stands."""
     return root / "notebooks" / f"{source.stem}.ipynb"
+
+
+def chapter_name(source: Path) -> str:
+    """What ``make chapter N=`` calls a text source: a chapter's number, a page's name."""
+    return source.stem if source.stem in PAGES else source.stem.split("-")[0]
 
 
 def read_source(source: Path) -> NotebookNode:
@@ -163,9 +172,9 @@ def run(source: Path, root: Path = ROOT) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run"])
-    parser.add_argument("chapter", nargs="?", help="number of one chapter, or 'claims'; all when left out")
+    parser.add_argument("chapter", nargs="?", help="number of a chapter or name of a page; all when left out")
     arguments = parser.parse_args()
-    chosen = [s for s in sources() if arguments.chapter is None or s.stem.split("-")[0] == arguments.chapter]
+    chosen = [s for s in sources() if arguments.chapter in (None, s.stem, chapter_name(s))]
     if arguments.chapter and not chosen:
         sys.exit(f"No chapter {arguments.chapter!r}. There are: {', '.join(s.stem for s in sources()) or 'none yet'}.")
     for source in chosen:

@@ -151,7 +151,7 @@ def too_large(notebook: Path) -> list[str]:
 def differences(source: Path, notebook: Path) -> list[str]:
     """The executed notebook has exactly the cells of its text source."""
     if not notebook.exists():
-        return [f"{source.name}: was never run (make chapter N={source.stem.split('-')[0]})"]
+        return [f"{source.name}: was never run (make chapter N={chapters.chapter_name(source)})"]
     expected = chapters.read_source(source).cells
     actual = nbformat.read(notebook, as_version=4).cells
     if len(expected) != len(actual):
@@ -515,7 +515,7 @@ def contents(root: Path) -> list[str]:
     listed = list(files(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
     sources = {f"notebooks/{path.stem}" for path in chapters.sources(root)}
     notebooks = {f"notebooks/{path.stem}" for path in (root / "notebooks").glob("*.ipynb")}
-    pages = {f"book/{path.stem}" for path in (root / "book").glob("*.md") if path.stem != "claims"}
+    pages = {f"book/{path.stem}" for path in (root / "book").glob("*.md") if path.stem not in chapters.PAGES}
     found = [f"_toc.yml: {name} stands twice" for name in sorted({n for n in listed if listed.count(n) > 1})]
     found += [f"_toc.yml: lists {name}, which does not exist" for name in sorted(set(listed) - notebooks - pages)]
     found += [f"_toc.yml: does not list {name}" for name in sorted((notebooks | pages) - set(listed))]
