@@ -5,7 +5,8 @@
     python benchmarks/search_step.py --setting paper --device cuda
 
 Both engines start from the same weights and have the same optimisers, DARTS' own; the readable one runs in torch's
-default layout. On CUDA the fused engine also runs under bfloat16 autocast and compiled, where that works.
+default layout. On CUDA the fused engine also runs under bfloat16 autocast, compiled ("reduce-overhead"), and with its
+first-order step captured as one graph; where such a variant fails, its row says why in ``failure``.
 
 Every row has ``engine``, ``variant`` ("" for float32 as it is), ``work``, ``batch`` and ``seconds``. Where ``work`` is
 a step ("first-order", "second-order", "finite-difference") or a pass of the training loss ("forward", "backward"):
@@ -95,7 +96,11 @@ class Options(measure.Options):
 
 
 class Contestant:
-    """One engine in one variant: its steps, and forward and backward pass apart."""
+    """One engine in one variant: its steps, and forward and backward pass apart.
+
+    The variant is "" or names of "bfloat16", "compiled" and "captured". Compiled and captured code has no second
+    derivative; a captured step has no passes that could be timed apart.
+    """
 
     def __init__(
         self,
@@ -110,6 +115,11 @@ class Contestant:
         self.network = network.to(train[0].device)
         self.train, self.validation = train, validation
         self.dtype = torch.bfloat16 if "bfloat16" in variant else torch.float32
+        self.compiled, self.captured = "compiled" in variant, "captured" in variant
+        if self.compiled:
+            self.network.compile(mode="reduce-overhead", dynamic=False)
+        if self.compiled or self.captured:
+            orders = ["first-order"]
         config = Config()
         weights, architecture = network.weights(), network.architecture()
         sgd = torch.optim.SGD(weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
@@ -118,10 +128,10 @@ class Contestant:
             config.architecture_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=config.architecture_weight_decay,
+            capturable=self.captured,
         )
-        self.updates = {
-            name: kind(network, sgd, adam, clip=config.clip) for name, kind in UPDATES.items() if name in orders
-        }
+        updates = {name: kind for name, kind in UPDATES.items() if name in orders}
+        self.updates = {name: kind(network, sgd, adam, clip=config.clip) for name, kind in updates.items()}
         self._loss: Tensor | None = None
 
     @property
@@ -132,10 +142,14 @@ class Contestant:
         return {"engine": self.engine, "variant": self.variant, "work": work, "batch": len(self.train[0])}
 
     def precision(self) -> AbstractContextManager[object]:
-        half = self.dtype == torch.bfloat16
-        return torch.autocast(self.train[0].device.type, self.dtype) if half else nullcontext()
+        if self.dtype != torch.bfloat16:
+            return nullcontext()
+        # A graph must hold all that it computes, casts of weights too.
+        return torch.autocast(self.train[0].device.type, self.dtype, cache_enabled=not self.captured)
 
     def step(self, order: str) -> None:
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
         with self.precision():
             self.updates[order].step(self.train, self.validation)
 
@@ -153,8 +167,24 @@ class Contestant:
 
     def work(self) -> dict[str, Callable[[], None]]:
         """What is timed, in this order."""
+        if self.captured:
+            return {"first-order": self.replay}
         steps = {order: functools.partial(self.step, order) for order in self.updates}
         return {**steps, "forward": self.forward, "backward": self.backward}
+
+    @functools.cached_property
+    def replay(self) -> Callable[[], None]:
+        """The first-order step as a graph, captured after some steps on a stream of their own."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step("first-order")
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step("first-order")
+        return graph.replay
 
     def once(self) -> None:
         for run in self.work().values():
@@ -165,18 +195,15 @@ def contestants(setting: Setting, batch: int, orders: Sequence[str], device: tor
     """All that belong on this device, with the same weights and images."""
     train, validation = setting.data(batch, device), setting.data(batch, device)
     state = setting.network("readable").state_dict()
+    variants = ["bfloat16", "compiled", "bfloat16 compiled", "captured", "bfloat16 captured"]
     names = [("readable", ""), ("fused", "")]
     if device.type == "cuda":
-        names += [("fused", variant) for variant in ("bfloat16", "compiled", "bfloat16 compiled")]
+        names += [("fused", variant) for variant in variants]
     found = []
     for engine, variant in names:
         network = setting.network(engine)
         network.load_state_dict(state)
-        own = orders
-        if "compiled" in variant:
-            network.compile(mode="reduce-overhead")
-            own = ["first-order"]  # compiled code has no second derivative
-        found.append(Contestant(engine, variant, network, train, validation, own))
+        found.append(Contestant(engine, variant, network, train, validation, orders))
     return found
 
 
@@ -206,8 +233,9 @@ def measure_steps(
         for contestant in found
         for name in contestant.work()
     ]
-    passes = {name: sum(times[name, part]["seconds"] for part in ("forward", "backward")) for name, _ in times}
-    return [*rows, *failures], floors([c for c in found if "compiled" not in c.variant], passes, device)
+    plain = [contestant for contestant in found if not contestant.compiled and not contestant.captured]
+    passes = {c.name: sum(times[c.name, part]["seconds"] for part in ("forward", "backward")) for c in plain}
+    return [*rows, *failures], floors(plain, passes, device)
 
 
 def floors(found: Sequence[Contestant], passes: Mapping[str, float], device: torch.device) -> list[measure.Row]:
