@@ -17,7 +17,7 @@ from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, Space
 from nasbook.methods.search import GradientSearch
 from nasbook.networks import StemName
-from nasbook.supernets import SearchNetwork
+from nasbook.supernets import EngineName, SearchNetwork
 from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, SecondOrder
 
 UPDATES: dict[str, type[BilevelUpdate]] = {
@@ -60,6 +60,10 @@ class Config:
     """Of Adam on α, as L2."""
     train_share: float = 0.5
     """Share of the training images for w; the rest is for α."""
+    engine: EngineName = "fused"
+    """How the supernet is computed, fused or readable: the same values up to rounding, at different speed."""
+    recompute_cells: int = 0
+    """Cells, from the first on, that are computed again in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -99,6 +103,8 @@ class Search(GradientSearch):
             self.data.classes,
             in_channels=self.data.channels,
             stem=self.config.stem,
+            engine=self.config.engine,
+            recompute_cells=self.config.recompute_cells,
         )
 
     def build_update(self) -> BilevelUpdate:

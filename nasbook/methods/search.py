@@ -161,12 +161,16 @@ class GradientSearch(Run, ABC):
         self.update.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
 
 
+EXECUTION = frozenset({"engine", "recompute_cells"})
+"""Fields of configurations that say how a search is computed, not what; a checkpoint may be resumed with others."""
+
+
 def search_header(method: str, space: Space, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
     """What a search is, as plain values that survive a checkpoint and compare by value."""
     return {
         "method": method,
         "space": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()},
-        "config": asdict(config),
+        "config": {name: value for name, value in asdict(config).items() if name not in EXECUTION},
         "data": data.checksum,
         "seed": seed,
     }

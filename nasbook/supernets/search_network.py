@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space
 from nasbook.networks import CellPlacement, StemName, build_stem, stack_cells
+from nasbook.operations.batch_norms import Repeated, batch_norms
 from nasbook.operations.pointwise import in_fast_layout
 from nasbook.supernets.cells import SearchCell
 from nasbook.supernets.fused import FusedCell
@@ -41,6 +46,9 @@ class SearchNetwork(nn.Module):
         relaxation: builds the relaxation of one kind of cell from the space.
         engine: ``fused`` computes a cell's nodes in a few large steps, ``readable`` one module at a time, as
             the papers write it. The values are the same up to rounding, and so is the state dict.
+        recompute_cells: how many cells, from the first on, keep nothing for the backward pass but what enters
+            them, and are computed again there (Chen et al. 2016, "Training deep nets with sublinear memory
+            cost"). Values and gradients stay the same. The first cells have the largest images.
 
     Raises:
         InvalidInput: sizes below 1, an unknown operation, stem or engine, or a space that is not convolutional
@@ -58,8 +66,11 @@ class SearchNetwork(nn.Module):
         stem: StemName | str = "cifar",
         relaxation: Callable[[Space], Relaxation] = SoftmaxRelaxation,
         engine: EngineName | str = "fused",
+        recompute_cells: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= recompute_cells <= cells:
+            raise InvalidInput(f"recompute_cells must be from 0 to cells, which is {cells}; got {recompute_cells}.")
         require_positive(channels=channels, cells=cells, classes=classes)
         if space.inputs != 2:
             raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
@@ -67,6 +78,7 @@ class SearchNetwork(nn.Module):
             raise unknown_name("engine", engine, ENGINES)
         self.space = space
         self.engine = engine
+        self.recompute_cells = recompute_cells
         self.stem = build_stem(stem, in_channels, channels)
         placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
         for placement in placements:
@@ -107,9 +119,32 @@ class SearchNetwork(nn.Module):
         if self.engine == "fused":
             images = in_fast_layout(images)
         older, newer = self.stem(images)
-        for cell, kind in zip(self.cells, self.kinds, strict=True):
-            older, newer = newer, cell(older, newer, coefficients[kind])
+        for place, (cell, kind) in enumerate(zip(self.cells, self.kinds, strict=True)):
+            again = place < self.recompute_cells and torch.is_grad_enabled()
+            run = functools.partial(_run_again_later, cell) if again else cell
+            older, newer = newer, run(older, newer, coefficients[kind])
         return self.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1))
+
+
+def _run_again_later(cell: nn.Module, *inputs: Tensor) -> Tensor:
+    """The cell's output; what it computes on the way is computed again in the backward pass.
+
+    The second run must be the first one's repetition: at the weights of now, which a functional call may have put in
+    place for this pass only, and without a second look of the batch norms at the same images.
+    """
+    parameters = dict(cell.named_parameters())
+    # Detached, a weight that needs no gradient now will not need one in the second run either.
+    weights = [weight if weight.requires_grad else weight.detach() for weight in parameters.values()]
+    again = Repeated(batch_norms(cell))
+
+    def run(*arguments: Tensor) -> Tensor:
+        given = dict(zip(parameters, arguments[len(inputs) :], strict=True))
+        return functional_call(cell, given, arguments[: len(inputs)])
+
+    def contexts() -> tuple[AbstractContextManager[None], Repeated]:
+        return nullcontext(), again
+
+    return checkpoint(run, *inputs, *weights, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def _relaxation(module: nn.Module) -> Relaxation:

@@ -1,5 +1,6 @@
 """Training: bilevel updates, runs that resume, checkpoints (Chapter 1)."""
 
+from nasbook.operations.batch_norms import kept_statistics
 from nasbook.training.bilevel import (
     ArchitectureGradient,
     Batch,
@@ -10,7 +11,6 @@ from nasbook.training.bilevel import (
     StepResult,
     ToyProblem,
     UnrolledUpdate,
-    kept_statistics,
 )
 from nasbook.training.checkpoints import (
     load_checkpoint,

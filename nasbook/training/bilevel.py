@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nasbook.errors import InvalidInput, require_positive
+from nasbook.operations.batch_norms import batch_norms, kept_statistics
 
 Batch = tuple[Tensor, Tensor]
 """Images and labels."""
@@ -50,30 +51,6 @@ class StepResult(NamedTuple):
     train_outputs: Tensor
     validation_loss: Float[Tensor, ""]
     validation_outputs: Tensor
-
-
-def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """All batch norms of a network."""
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-@contextmanager
-def kept_statistics(network: nn.Module | Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Within the block, batch norms in training mode normalise by the batch and leave their buffers alone.
-
-    An architecture step evaluates the network on other data, and at other weights, than the weights' own
-    step does; the running statistics must not see it. Give the network, or the batch norms that
-    :func:`batch_norms` found in it, so that they need not be looked for in every step.
-    """
-    norms = batch_norms(network) if isinstance(network, nn.Module) else network
-    tracking = [norm for norm in norms if norm.track_running_stats]
-    try:
-        for module in tracking:
-            module.track_running_stats = False
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
 
 
 @contextmanager
