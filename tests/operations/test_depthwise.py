@@ -138,8 +138,10 @@ def test_gradcheck(layout, kernel, dilation):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1), (2, 2), (3, 3), (5, 4)])
-def test_kernels_larger_than_the_image(layout, size):
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1), (2, 2), (3, 3), (5, 4), (7, 8), (9, 7), (14, 15), (15, 14)]
+)
+def test_images_smaller_and_larger_than_the_kernel(layout, size):
     for kernel in KERNELS:
         for dilation in DILATIONS:
             case = {"kernel": kernel, "dilation": dilation, "layout": layout, "batch": 2, "channels": 3, "seed": 0}

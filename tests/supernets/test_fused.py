@@ -249,16 +249,18 @@ def several(examples: int) -> settings:
 EVERYTHING = Case(OPERATIONS, place="reduction after reduction")
 
 
-@several(30)
+@several(40)
 @given(cases())
 @example(Case(OPERATIONS, nodes=7))
 @example(EVERYTHING)
+@example(dataclasses.replace(EVERYTHING, nodes=1, height=15, width=16, channels=2))  # larger than every kernel
+@example(dataclasses.replace(EVERYTHING, nodes=1, height=14, width=15, channels=2, place="normal"))
 def test_outputs_gradients_and_buffers_are_the_readable_ones(case):
     assume(case.well_conditioned())
     check(case)
 
 
-@several(15)
+@several(25)
 @given(cases(training=True))
 @example(EVERYTHING)
 @example(dataclasses.replace(EVERYTHING, kept=True, softmax=True, channels_last=False))
