@@ -12,6 +12,7 @@ The two functions are each other's derivatives, so that they can be differentiat
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -41,6 +42,34 @@ def depthwise_products(x: Image, y: Image, kernel: int, dilation: int = 1) -> Ke
     if torch.is_grad_enabled():
         return _DepthwiseProducts.apply(x, y, kernel, dilation)
     return _products(x, y, kernel, dilation)
+
+
+def strided_products(
+    x: Image, y: Float[Tensor, "batch channels half_height half_width"], kernel: int
+) -> Kernels:
+    """The weight's gradient of a depthwise convolution of stride 2, padded by half its kernel.
+
+    A large kernel is taken apart: it reads each of the four grids of every other pixel with some of its taps, and on a
+    grid it has stride 1.
+    """
+    if kernel <= 3 or y.device.type != "cpu" or not channels_last(y):
+        return _library(x, y, kernel, kernel, 1, stride=2)
+    reach = kernel // 2
+    result = x.new_empty(x.shape[1], 1, kernel, kernel)
+    for row, column in itertools.product((0, 1), repeat=2):
+        grid = x[:, :, row::2, column::2]
+        missing = y.shape[2] - grid.shape[2], y.shape[3] - grid.shape[3]
+        grid = in_layout_of(y, F.pad(grid, (0, missing[1], 0, missing[0])) if any(missing) else grid)
+        # Tap t reads pixel 2i + t − reach, which is pixel i + (t − reach − row)/2 of its grid.
+        rows = range((reach + row) % 2, kernel, 2)
+        columns = range((reach + column) % 2, kernel, 2)
+        size = 2 * max((reach + 1) // 2, reach // 2) + 1
+        products = depthwise_products(grid, y, size)
+        for t in rows:
+            at = (t - reach - row) // 2 + size // 2
+            first = (columns[0] - reach - column) // 2 + size // 2
+            result[:, :, t, columns[0] :: 2] = products[:, :, at, first : first + len(columns)]
+    return result
 
 
 def turned(weight: Kernels) -> Kernels:
@@ -104,7 +133,7 @@ def _products(x: Tensor, y: Tensor, kernel: int, dilation: int) -> Tensor:
     return torch.cat([*left, middle, *right], dim=3) if left else middle
 
 
-def _library(x: Tensor, y: Tensor, height: int, width: int, dilation: int) -> Tensor:
+def _library(x: Tensor, y: Tensor, height: int, width: int, dilation: int, stride: int = 1) -> Tensor:
     """The products by torch's own kernel, for kernels of any odd height and width."""
     channels = x.shape[1]
     padding = [dilation * (height // 2), dilation * (width // 2)]
@@ -113,7 +142,7 @@ def _library(x: Tensor, y: Tensor, height: int, width: int, dilation: int) -> Te
         x,
         x.new_empty(channels, 1, height, width),
         bias_sizes=None,
-        stride=[1, 1],
+        stride=[stride, stride],
         padding=padding,
         dilation=[dilation, dilation],
         transposed=False,

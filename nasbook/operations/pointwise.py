@@ -20,6 +20,9 @@ Image = Float[Tensor, "batch channels height width"]
 NARROW = 8
 """Up to so many channels a group, one dense product with a block-diagonal matrix is faster than a grouped one."""
 
+WIDE = 32
+"""From so many channels a group on, products by a convolution's weight gradient are faster than by batched products."""
+
 
 def grouped_map(
     x: Float[Tensor, "batch inputs height width"],
@@ -49,6 +52,9 @@ def grouped_products(
     """Σ y xᵀ over batch and pixels, group by group: the gradient of the maps, or, for y = x, second moments."""
     batch, _, height, width = x.shape
     if channels_last(x):
+        inputs, outputs = x.shape[1] // groups, y.shape[1] // groups
+        if (groups == 1 or inputs >= WIDE) and not torch.is_grad_enabled():
+            return _products_by_convolution(x, y, groups).view(groups, outputs, inputs)
         x = x.permute(0, 2, 3, 1).reshape(batch * height * width, groups, -1)
         y = y.permute(0, 2, 3, 1).reshape(batch * height * width, groups, -1)
         return torch.bmm(y.permute(1, 2, 0), x.transpose(0, 1))
@@ -56,6 +62,16 @@ def grouped_products(
     y = y.reshape(batch * groups, -1, height * width)
     products = torch.bmm(y, x.transpose(1, 2))
     return products.view(batch, groups, products.shape[1], products.shape[2]).sum(0)
+
+
+def _products_by_convolution(x: Tensor, y: Tensor, groups: int) -> Tensor:
+    """The same products as the weight gradient of a convolution 1×1."""
+    weight = x.new_empty(y.shape[1], x.shape[1] // groups, 1, 1)
+    steps, none = [1, 1], [0, 0]
+    only_weight = [False, True, False]
+    return torch.ops.aten.convolution_backward(
+        y, x, weight, None, steps, none, steps, False, none, groups, only_weight
+    )[1]
 
 
 def channel_sums(x: Image) -> Float[Tensor, " channels"]:

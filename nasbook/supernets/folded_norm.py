@@ -130,7 +130,7 @@ def fold_norms(
 
 def unfold_gradients(
     weight: Matrices, folded: FoldedNorm, for_maps: Matrices, for_bias: Vectors, count: int
-) -> tuple[Matrices, Matrices | None, Float[Tensor, "maps inputs"] | None]:
+) -> tuple[Matrices, Float[Tensor, "maps inputs inputs"] | None, Float[Tensor, "maps inputs"] | None]:
     """From gradients of maps and bias to those of the weight and of z: the transpose of :func:`fold`.
 
     The gradient of z through the moments is Q z + v at every pixel; returns the weight's gradient, Q and v.

@@ -16,6 +16,7 @@ left to autograd.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class FusedCell(SearchCell):
         super().__init__(space, placement)
         self.stride = placement.input_stride
         self._norms = [module for module in self.edges.modules() if isinstance(module, nn.BatchNorm2d)]
-        self._built_from = [type(module) for module in self.edges.modules()]
+        self._built_from = list(self.edges.modules())
         self._unchanged: bool | None = None  # not known yet
         # Plain objects that hold modules, which are registered by `edges` already.
         alone = [_Departure(self, (source,)) for source in range(space.inputs + space.nodes - 1)]
@@ -69,7 +70,8 @@ class FusedCell(SearchCell):
         modes = {(norm.training, norm.track_running_stats, norm.eps, norm.momentum) for norm in self._norms}
         training, tracking, epsilon, momentum = modes.pop() if modes else (False, False, 0.0, 0.0)
         if self._unchanged is None:
-            self._unchanged = self._built_from == [type(module) for module in self.edges.modules()]
+            now = list(self.edges.modules())
+            self._unchanged = len(now) == len(self._built_from) and all(map(operator.is_, now, self._built_from))
         if modes or momentum is None or not self._unchanged:
             return super().forward(older, newer, coefficients)
 
@@ -86,7 +88,7 @@ class FusedCell(SearchCell):
             for target, part in zip(departure.targets, received, strict=False):
                 arriving[target - inputs].append(part)
         states.append(self._sum(states[0], arriving[-1]))
-        if training and tracking:
+        if training and tracking and statistics:
             update_running_statistics(statistics, momentum)
         return torch.cat(states[inputs:], dim=1)
 
@@ -173,7 +175,8 @@ class _Departure:
             )
             parts.append(leave_node(candidates, x, weights))
         if self.reduction is not None:
-            parts.append(self._reduce(x, weights, training, epsilon, statistics))
+            with torch.autocast(x.device.type, enabled=False):
+                parts.append(self._reduce(x, weights, training, epsilon, statistics))
         parts += [self._run(modules, x, weights[:, column]) for column, modules in self.others]
         return functools.reduce(torch.add, parts).chunk(len(self.targets), dim=1) if parts else ()
 
@@ -184,7 +187,7 @@ class _Departure:
         assert self.reduction is not None
         column, modules = self.reduction
         sources = len(self.sources)
-        h = F.relu(x)
+        h = F.relu(x.to(weights.dtype))
         shifted = F.pad(h[:, :, 1:, 1:], (0, h.shape[3] % 2, 0, h.shape[2] % 2))
         total: Tensor | None = None
         for place, both in enumerate(

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbook.operations.depthwise import depthwise, depthwise_products, turned
+from nasbook.operations.depthwise import depthwise, depthwise_products, strided_products, turned
 from nasbook.operations.pointwise import (
     channel_sums,
     grouped_map,
@@ -214,11 +214,10 @@ def _forward(
             z = [depthwise(image, kernel) for image, kernel in zip(kept.r, kernels, strict=True)]
             kept.halves.append(_half(candidates, 1, kernels, [stacks[i][3] for i in separable], z))
 
-        lasts = list(_last_maps(candidates, coefficients, kept))
-        shift = torch.stack([last.shift for last in lasts]).sum(0).view(targets, sources, channels).sum(1)
-        for last in lasts:
-            maps = _side_by_side(last.maps, targets)
-            received = _map(last.z, maps, shift if total is None else None)
+        last = _last_maps(candidates, coefficients, kept)
+        shift = (last.bias * last.coefficients[:, :, None]).sum(0).view(targets, sources, channels).sum(1)
+        for image, maps in zip(last.z, last.weighted(targets), strict=True):
+            received = _map(image, maps, shift if total is None else None)
             total = received if total is None else total.add_(received)
 
     scales: list[Tensor] = []
@@ -263,18 +262,21 @@ def _backward(
 
     if candidates.convolutions:
         deep = needs.x or needs.weights
+        last = _last_maps(candidates, coefficients, kept)
         for_bias = sums.expand(targets, sources, channels).reshape(groups, channels)
-        lasts = []
-        for last in _last_maps(candidates, coefficients, kept):
-            for_maps = grouped_products(last.z, gradient, targets).to(coefficients.dtype)
-            for_maps = for_maps.view(targets, channels, sources, channels).transpose(1, 2).reshape_as(last.plain_maps)
-            for_columns[last.column] = (for_maps * last.plain_maps).sum((1, 2)) + (for_bias * last.plain_bias).sum(1)
-            if deep:
-                c = last.coefficients
-                transposed = _side_by_side(last.maps, targets).mT
-                lasts.append((_map(gradient, transposed), for_maps * c[:, None, None], for_bias * c[:, None]))
+        for_maps = torch.stack([grouped_products(z, gradient, targets) for z in last.z]).to(coefficients.dtype)
+        for_maps = for_maps.view(-1, targets, channels, sources, channels).transpose(2, 3).reshape_as(last.maps)
+        for_coefficients = (for_maps * last.maps).sum((2, 3)) + (for_bias * last.bias).sum(2)
+        for convolution, value in zip(candidates.convolutions, for_coefficients, strict=True):
+            for_columns[convolution.column] = value
+        at_last = []
         if deep:
-            for_x, for_parameters = _convolutions_backward(candidates, x, kept, lasts, count, needs)
+            backwards = [_map(gradient, maps.mT) for maps in last.weighted(targets)]
+            for_maps = for_maps * last.coefficients[:, :, None, None]
+            for_bias = for_bias * last.coefficients[:, :, None]
+            at_last = list(zip(backwards, for_maps, for_bias, strict=True))
+        if deep:
+            for_x, for_parameters = _convolutions_backward(candidates, x, kept, at_last, count, needs)
         else:
             for_parameters = [None] * sum(2 * c.halves * groups for c in candidates.convolutions)
 
@@ -311,30 +313,31 @@ def _convolutions_backward(
     candidates: NodeCandidates,
     x: Tensor,
     kept: _Kept,
-    lasts: Sequence[tuple[Tensor, Tensor, Tensor]],
+    at_last: Sequence[tuple[Tensor, Tensor, Tensor]],
     count: int,
     needs: _Needs,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """From gradients at the last maps of each convolution (of z, maps, bias) to those of x and the parameters."""
     groups, separable, first = candidates.groups, candidates.separable, kept.halves[0]
-    at_first: list[Any] = list(lasts)
+    at_first = list(at_last)
     second_gradients: list[tuple[Tensor | None, Tensor]] = []
     if separable:
         second = kept.halves[1]
-        for_z, for_weights = _unfold(candidates, second, [lasts[i] for i in separable], count)
+        for_z, for_weights = _unfold(candidates, second, [at_last[i] for i in separable], count)
         for j, i in enumerate(separable):
             size = second.kernels[j].shape[-1]
             for_kernels = depthwise_products(kept.r[j], for_z[j], size) if needs.weights else None
             second_gradients.append((for_kernels, for_weights[j * groups : (j + 1) * groups]))
             for_r = depthwise(for_z[j], turned(second.kernels[j]))
-            for_y = torch.ops.aten.threshold_backward(for_r, kept.r[j], 0)
+            for_y = _relu_gradient(for_r, kept.r[j])
             maps = first.norm.maps[i * groups : (i + 1) * groups]
             for_maps = grouped_products(first.z[i], for_y, groups).to(maps.dtype)
             for_bias = channel_sums(for_y).to(maps.dtype).view(groups, -1)
             at_first[i] = (_map(for_y, maps.mT), for_maps, for_bias)
     for_z, for_weights = _unfold(candidates, first, at_first, count)
-    for_h, first_kernels = _leave_depthwise_backward(candidates, F.relu(x), first.kernels, for_z, needs)
-    for_x = None if for_h is None else torch.ops.aten.threshold_backward(for_h, F.relu(x), 0)
+    h = F.relu(x)
+    for_h, first_kernels = _leave_depthwise_backward(candidates, h, first.kernels, for_z, needs)
+    for_x = None if for_h is None else _relu_gradient(for_h, h)
     if not needs.weights:
         return for_x, [None] * sum(2 * convolution.halves * groups for convolution in candidates.convolutions)
 
@@ -368,30 +371,36 @@ def _unfold(
 
 
 class _Last(NamedTuple):
-    """The last map of one convolution: what it reads, its coefficients, and maps and bias without and with them."""
+    """The last maps of all convolutions: what they read, maps and biases before the coefficients, and those."""
 
-    column: int
-    z: Tensor
+    z: list[Tensor]
+    maps: Tensor
+    """(convolutions, G, C, C)"""
+    bias: Tensor
+    """(convolutions, G, C)"""
     coefficients: Tensor
-    plain_maps: Tensor
-    plain_bias: Tensor
+    """(convolutions, G)"""
 
-    @property
-    def maps(self) -> Tensor:
-        return self.plain_maps * self.coefficients[:, None, None]
-
-    @property
-    def shift(self) -> Tensor:
-        return self.plain_bias * self.coefficients[:, None]
+    def weighted(self, targets: int) -> Tensor:
+        """The maps times the coefficients, those of one target side by side: (convolutions, E, C, S·C)."""
+        count, _, outputs, inputs = self.maps.shape
+        maps = (self.maps * self.coefficients[:, :, None, None]).view(count, targets, -1, outputs, inputs)
+        return maps.transpose(2, 3).reshape(count, targets, outputs, -1)
 
 
-def _last_maps(candidates: NodeCandidates, coefficients: Tensor, kept: _Kept) -> Iterator[_Last]:
+def _last_maps(candidates: NodeCandidates, coefficients: Tensor, kept: _Kept) -> _Last:
     groups, separable = candidates.groups, candidates.separable
-    for i, convolution in enumerate(candidates.convolutions):
-        half, place = (kept.halves[1], separable.index(i)) if convolution.halves == 2 else (kept.halves[0], i)
-        block = slice(place * groups, (place + 1) * groups)
-        c = coefficients[:, convolution.column]
-        yield _Last(convolution.column, half.z[place], c, half.norm.maps[block], half.norm.bias[block])
+    places = [
+        (kept.halves[1], separable.index(i)) if convolution.halves == 2 else (kept.halves[0], i)
+        for i, convolution in enumerate(candidates.convolutions)
+    ]
+    blocks = [(half, place, slice(place * groups, (place + 1) * groups)) for half, place in places]
+    return _Last(
+        [half.z[place] for half, place, _ in blocks],
+        torch.stack([half.norm.maps[block] for half, _, block in blocks]),
+        torch.stack([half.norm.bias[block] for half, _, block in blocks]),
+        torch.stack([coefficients[:, convolution.column] for convolution in candidates.convolutions]),
+    )
 
 
 def _stacks(candidates: NodeCandidates, parameters: Sequence[Tensor]) -> list[list[list[Tensor]]]:
@@ -423,8 +432,8 @@ def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image
     if candidates.training:
         count = image.numel() // image.shape[1]
         mean = channel_sums(image).to(torch.float32 if image.dtype.itemsize < 4 else image.dtype) / count
-        second = channel_sums(image * image).to(mean.dtype) / count
-        variance = second - mean * mean
+        centred = image - mean.to(image.dtype).view(1, -1, 1, 1)
+        variance = channel_sums(centred * centred).to(mean.dtype) / count
         candidates.statistics.append(
             Statistics.of(candidate.norms, mean.repeat(targets), variance.repeat(targets), count)
         )
@@ -459,7 +468,8 @@ def _leave_depthwise_backward(
     for convolution, kernel, gradient in zip(candidates.convolutions, kernels, gradients, strict=True):
         size = kernel.shape[-1]
         if candidates.stride == 2 and not candidates.leaves_dilated(convolution):
-            for_input, for_kernel = _strided_backward(sources.wide, kernel, gradient, needs)
+            for_kernel = strided_products(sources.wide, gradient, size) if needs.weights else None
+            for_input = _strided_input_gradient(sources.wide, kernel, gradient) if needs.x else None
         else:
             dilation = 1 if candidates.stride == 2 else convolution.dilation
             read = sources.every_other if candidates.stride == 2 else sources.wide
@@ -499,24 +509,17 @@ class _DepthwiseSources:
         return repeat_channels(in_layout_of(self.h, self.h[:, :, ::2, ::2]), self.targets)
 
 
-def _strided_backward(
-    x: Tensor, kernel: Tensor, gradient: Tensor, needs: _Needs
-) -> tuple[Tensor | None, Tensor | None]:
+def _strided_input_gradient(x: Tensor, kernel: Tensor, gradient: Tensor) -> Tensor:
     half = kernel.shape[-1] // 2
-    for_x, for_kernel, _ = torch.ops.aten.convolution_backward(
-        gradient,
-        x,
-        kernel,
-        bias_sizes=None,
-        stride=[2, 2],
-        padding=[half, half],
-        dilation=[1, 1],
-        transposed=False,
-        output_padding=[0, 0],
-        groups=kernel.shape[0],
-        output_mask=[needs.x, needs.weights, False],
-    )
-    return for_x, for_kernel
+    odd = [(size + 1) % 2 for size in x.shape[2:]]  # what a transposed convolution can't know: even sizes lose a pixel
+    return F.conv_transpose2d(gradient, kernel, None, 2, half, odd, kernel.shape[0])
+
+
+def _relu_gradient(gradient: Tensor, activation: Tensor) -> Tensor:
+    """The gradient where the activation is positive, else zero; ``gradient`` may be overwritten."""
+    if torch.is_grad_enabled():
+        return torch.ops.aten.threshold_backward(gradient, activation, 0)
+    return torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0, grad_input=gradient)
 
 
 def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -526,12 +529,6 @@ def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _scale_channels(x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     return F.conv2d(x, slope.to(x.dtype).reshape(-1, 1, 1, 1), level.to(x.dtype).flatten(), groups=x.shape[1])
-
-
-def _side_by_side(maps: Tensor, targets: int) -> Tensor:
-    """(E·S, outputs, inputs) → (E, outputs, S·inputs): the sources of one target add up."""
-    _, outputs, inputs = maps.shape
-    return maps.view(targets, -1, outputs, inputs).transpose(1, 2).reshape(targets, outputs, -1)
 
 
 def _side_by_side_images(candidates: NodeCandidates, x: Tensor, pooled: Sequence[Tensor]) -> Tensor:
