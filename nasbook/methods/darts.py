@@ -18,7 +18,7 @@ from nasbook.genotypes import DARTS_SPACE, Space
 from nasbook.methods.search import GradientSearch
 from nasbook.networks import StemName
 from nasbook.supernets import EngineName, SearchNetwork
-from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, SecondOrder
+from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, SecondOrder, optimizer_form
 
 UPDATES: dict[str, type[BilevelUpdate]] = {
     "first-order": FirstOrder,
@@ -108,16 +108,19 @@ class Search(GradientSearch):
         )
 
     def build_update(self) -> BilevelUpdate:
+        form = optimizer_form(self.device)
         weight_optimizer = torch.optim.SGD(
             self.network.weights(),
             self.config.learning_rate,
             self.config.momentum,
             weight_decay=self.config.weight_decay,
+            **form,
         )
         architecture_optimizer = torch.optim.Adam(
             self.network.architecture(),
             self.config.architecture_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=self.config.architecture_weight_decay,
+            **form,
         )
         return UPDATES[self.config.order](self.network, weight_optimizer, architecture_optimizer, clip=self.config.clip)

@@ -15,7 +15,7 @@ from nasbook.data import ImageData, Loader
 from nasbook.genotypes import Genotype, Space
 from nasbook.seeding import fold_seed
 from nasbook.supernets import SearchNetwork
-from nasbook.training import BilevelUpdate, EpochReport, Run, accuracy, check_classes, cosine, evaluate
+from nasbook.training import BilevelUpdate, EpochReport, Run, accuracy, check_classes, cosine, evaluate, optimizer_form
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,9 @@ class GradientSearch(Run, ABC):
         self.network.load_state_dict(state["network"])
         self.update.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.update.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+        for optimizer in (self.update.weight_optimizer, self.update.architecture_optimizer):
+            for group in optimizer.param_groups:
+                group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
 
 
 EXECUTION = frozenset({"engine", "recompute_cells"})

@@ -12,8 +12,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput
+from nasbook.operations.depthwise import depthwise
 
 Image = Float[Tensor, "batch channels height width"]
+
+
+class DepthwiseConvolution(nn.Conv2d):
+    """A depthwise convolution without bias, with fast gradients where channels come last on a CPU.
+
+    torch's own gradients are slow there for kernels above 3×3 and for dilated ones; see :mod:`.depthwise`. In any
+    other layout, and in compiled code, it is ``nn.Conv2d`` to the last bit.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> None:
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+        self._fast_gradients = stride == 1 and (kernel > 3 or dilation == 2) and padding == dilation * (kernel // 2)
+
+    def forward(self, x: Image) -> Float[Tensor, "batch channels new_height new_width"]:
+        # Strides, for is_contiguous() also holds in the other layout where an image is one pixel large.
+        last = x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1
+        if self._fast_gradients and last and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return depthwise(x, self.weight, self.dilation[0])
+        return super().forward(x)
 
 
 class ReLUConvolution(nn.Sequential):
@@ -48,7 +68,7 @@ def _depthwise_separable(channels: int, kernel: int, stride: int, dilation: int,
     padding = dilation * (kernel - 1) // 2  # keeps the size at stride 1
     return [
         nn.ReLU(),
-        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        DepthwiseConvolution(channels, kernel, stride, padding, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]

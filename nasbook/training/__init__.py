@@ -21,7 +21,7 @@ from nasbook.training.checkpoints import (
 )
 from nasbook.training.driver import drive
 from nasbook.training.fit import Fit, FitConfig, check_classes, evaluate, fit
-from nasbook.training.run import EpochReport, Resumable, Run, accuracy, cosine
+from nasbook.training.run import EpochReport, Resumable, Run, accuracy, cosine, optimizer_form
 
 __all__ = [
     "ArchitectureGradient",
@@ -46,6 +46,7 @@ __all__ = [
     "fit",
     "kept_statistics",
     "load_checkpoint",
+    "optimizer_form",
     "random_state",
     "read_checkpoint",
     "restore_random_state",

@@ -17,7 +17,7 @@ from nasbook.data import ImageData, Loader, evaluation_batches
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.networks import AuxiliaryOutput, set_drop_path
 from nasbook.training.compiling import CompiledTraining
-from nasbook.training.run import EpochReport, Run, accuracy, cosine
+from nasbook.training.run import EpochReport, Run, accuracy, cosine, optimizer_form
 
 CHANNELS_LAST_SIZE = 16
 """Pixels a side from which channels-last order is faster on a CPU; at 8, DARTS_V2 with 4 channels takes as long."""
@@ -135,7 +135,7 @@ class Fit(Run):
             config.learning_rate,
             config.momentum,
             weight_decay=config.weight_decay,
-            **_optimizer_form(device),
+            **optimizer_form(device),
         )
         self._compiled = CompiledTraining(self.network, self.compiler) if config.compile else None
         self._autocast = cuda and config.mixed_precision
@@ -214,19 +214,10 @@ class Fit(Run):
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
-            group.update(_optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
+            group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
-
-
-def _optimizer_form(device: torch.device) -> dict[str, bool]:
-    """How an optimiser updates many small tensors: in one kernel on CUDA, in one call on a CPU.
-
-    One kernel is four times as fast on a CPU too, but rounds differently; one call has the bits of a plain loop.
-    """
-    cuda = device.type == "cuda"
-    return {"fused": cuda, "foreach": not cuda}
 
 
 def _name_indices(indices: Int64[Tensor, " n"] | None, whole: str = "all") -> str:

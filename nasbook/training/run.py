@@ -281,6 +281,15 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def optimizer_form(device: torch.device) -> dict[str, bool]:
+    """How an optimiser updates many small tensors: in one kernel on CUDA, in one call on a CPU.
+
+    One kernel is four times as fast on a CPU too, but rounds differently; one call has the bits of a plain loop.
+    """
+    cuda = device.type == "cuda"
+    return {"fused": cuda, "foreach": not cuda}
+
+
 def accuracy(logits: Float[Tensor, "batch classes"], labels: Tensor) -> Float[Tensor, ""]:
     """Share of the batch whose largest logit is the label; stays on the device."""
     return (logits.argmax(-1) == labels).float().mean()
