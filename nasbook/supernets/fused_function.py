@@ -163,6 +163,10 @@ class _Needs(NamedTuple):
     weights: bool
 
 
+FEW = 16
+"""Up to so many channels, pools and identity are one dense map with diagonal matrices."""
+
+
 class _Half(NamedTuple):
     """One half of the convolutions: (ReLU,) depthwise, pointwise, batch norm; stacked convolution by convolution."""
 
@@ -183,8 +187,8 @@ class _Kept(NamedTuple):
     """What enters the second half."""
     pool_means: list[Tensor]
     pool_inverses: list[Tensor]
-    diagonals: list[Tensor]
-    """The maps of pools and identity; one tensor or none."""
+    scales: list[Tensor]
+    """What pools and identity are multiplied by, (E, images, S, C); one tensor or none."""
 
 
 def _forward(
@@ -232,9 +236,9 @@ def _forward(
     if candidates.skip is not None:
         scales.append(coefficients[:, candidates.skip].view(targets, sources, 1).expand(targets, sources, channels))
     if scales:
-        rows = torch.diag_embed(torch.stack(scales, dim=1).flatten(1, 2)).transpose(1, 2)  # (E, C, images·S, C)
-        kept.diagonals.append(rows.reshape(1, targets * channels, -1))
-        received = _map(_side_by_side_images(candidates, x, pooled), kept.diagonals[0], moved)
+        images = [*pooled, x] if candidates.skip is not None else list(pooled)
+        kept.scales.append(torch.stack(scales, dim=1))
+        received = _scaled_sum(images, kept.scales[0], moved)
         total = received if total is None else total.add_(received)
 
     assert total is not None  # the caller asks only when something leaves
@@ -280,18 +284,14 @@ def _backward(
         else:
             for_parameters = [None] * sum(2 * c.halves * groups for c in candidates.convolutions)
 
-    if kept.diagonals:
-        images = len(pooled) + (candidates.skip is not None)
-        joined = _side_by_side_images(candidates, x, pooled)
-        products = grouped_products(joined, gradient, 1).to(coefficients.dtype)
-        diagonals = products.view(targets, channels, images, sources, channels).diagonal(dim1=1, dim2=4)
-        back: Sequence[Tensor | None] = [None] * images
-        if needs.x:
-            back = _map(gradient, kept.diagonals[0].mT).chunk(images, dim=1)
+    if kept.scales:
+        images = [*pooled, x] if candidates.skip is not None else list(pooled)
+        products, back = _scaled_sum_backward(images, kept.scales[0], gradient, needs.x)
+        products = products.to(coefficients.dtype)
         parts = zip(candidates.pools, pooled, kept.pool_means, kept.pool_inverses, back, strict=False)
         for place, (candidate, image, mean, inverse, received) in enumerate(parts):
             c = coefficients[:, candidate.column].view(targets, sources, 1)
-            centred = diagonals[:, place] - mean * sums  # Σ gradient · (image − mean)
+            centred = products[:, place] - mean * sums  # Σ gradient · (image − mean)
             for_columns[candidate.column] = (centred * inverse).sum(2).flatten()
             if received is not None and candidates.training:
                 for_inverse = (c * centred).sum(0, keepdim=True)
@@ -300,7 +300,7 @@ def _backward(
                 received = received + _scale_channels(image, slope, level)
             for_pooled.append(received)
         if candidates.skip is not None:
-            for_columns[candidates.skip] = diagonals[:, -1].sum(2).flatten()
+            for_columns[candidates.skip] = products[:, -1].sum(2).flatten()
             direct = back[-1]
             for_x = direct if for_x is None or direct is None else for_x + direct
 
@@ -527,13 +527,64 @@ def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
     return grouped_map(x, maps.to(x.dtype), None if bias is None else bias.to(x.dtype).flatten())
 
 
-def _scale_channels(x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
-    return F.conv2d(x, slope.to(x.dtype).reshape(-1, 1, 1, 1), level.to(x.dtype).flatten(), groups=x.shape[1])
+def _scaled_sum(images: list[Tensor], scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Σ over images and sources of scale times image, for every target: pools and identity on their way.
+
+    With few channels as one map with diagonal matrices, which wastes products but saves calls; else image by image.
+
+    Args:
+        images: (batch, S·C, height, width) each.
+        scales: (E, images, S, C).
+        bias: (E, C).
+    """
+    targets, _, sources, channels = scales.shape
+    if channels <= FEW:
+        return _map(torch.cat(images, dim=1) if len(images) > 1 else images[0], _diagonal(scales), bias)
+    total: Tensor | None = None
+    for place, image in enumerate(images):
+        for source, part in enumerate(image.chunk(sources, dim=1)):
+            wide = repeat_channels(part, targets)
+            scaled = _scale_channels(wide, scales[:, place, source], bias if total is None else None)
+            total = scaled if total is None else total.add_(scaled)
+    assert total is not None
+    return total
 
 
-def _side_by_side_images(candidates: NodeCandidates, x: Tensor, pooled: Sequence[Tensor]) -> Tensor:
-    images = [*pooled, x] if candidates.skip is not None else list(pooled)
-    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+def _scaled_sum_backward(
+    images: list[Tensor], scales: Tensor, gradient: Tensor, needs_images: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of :func:`_scaled_sum`: of the scales, (E, images, S, C), and of the images where asked for."""
+    targets, count, sources, channels = scales.shape
+    if channels <= FEW:
+        joined = torch.cat(images, dim=1) if len(images) > 1 else images[0]
+        products = grouped_products(joined, gradient, 1).view(targets, channels, count, sources, channels)
+        products = products.diagonal(dim1=1, dim2=4)
+        if not needs_images:
+            return products, [None] * count
+        return products, list(_map(gradient, _diagonal(scales).mT).chunk(count, dim=1))
+    rows: list[Tensor] = []
+    back: list[Tensor | None] = []
+    for place, image in enumerate(images):
+        parts = []
+        for source, part in enumerate(image.chunk(sources, dim=1)):
+            rows.append(depthwise_products(repeat_channels(part, targets), gradient, 1).view(targets, channels))
+            if needs_images:
+                parts.append(sum_copies(_scale_channels(gradient, scales[:, place, source]), targets))
+        back.append(torch.cat(parts, dim=1) if parts else None)
+    return torch.stack(rows, dim=1).view(targets, count, sources, channels), back
+
+
+def _diagonal(scales: Tensor) -> Tensor:
+    """(E, images, S, C) → (1, E·C, images·S·C), zero where the channels differ."""
+    targets, count, sources, channels = scales.shape
+    maps = torch.diag_embed(scales.flatten(1, 2)).transpose(1, 2)
+    return maps.reshape(1, targets * channels, count * sources * channels)
+
+
+def _scale_channels(x: Tensor, slope: Tensor, level: Tensor | None = None) -> Tensor:
+    """Every channel times a number, plus a number."""
+    bias = None if level is None else level.to(x.dtype).flatten()
+    return F.conv2d(x, slope.to(x.dtype).reshape(-1, 1, 1, 1), bias, groups=x.shape[1])
 
 
 def _take_apart(value: Any, tensors: list[Tensor]) -> Callable[[Iterator[Tensor]], Any]:
