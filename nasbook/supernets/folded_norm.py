@@ -166,14 +166,13 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Vectors, Vector
 @torch.no_grad()
 def update_running_statistics(statistics: Sequence[Statistics], momentum: float) -> None:
     """What every batch norm does after a training pass: running averages, the variance's unbiased, and the count."""
-    norms = [norm for entry in statistics for norm in entry.norms]
-    means = [mean for entry in statistics for mean in entry.mean.unbind()]
-    variances = [
-        variance for entry in statistics for variance in (entry.variance * (entry.count / (entry.count - 1))).unbind()
-    ]
-    torch._foreach_lerp_([_given(norm.running_mean) for norm in norms], means, momentum)
-    torch._foreach_lerp_([_given(norm.running_var) for norm in norms], variances, momentum)
-    torch._foreach_add_([_given(norm.num_batches_tracked) for norm in norms], 1)
+    # As attributes, three a norm, they would take longer to find than to update.
+    buffers = [norm._buffers for entry in statistics for norm in entry.norms]
+    means = torch.cat([entry.mean for entry in statistics])
+    unbiased = torch.cat([entry.variance * (entry.count / (entry.count - 1)) for entry in statistics])
+    torch._foreach_lerp_([_given(buffer["running_mean"]) for buffer in buffers], means.unbind(), momentum)
+    torch._foreach_lerp_([_given(buffer["running_var"]) for buffer in buffers], unbiased.unbind(), momentum)
+    torch._foreach_add_([_given(buffer["num_batches_tracked"]) for buffer in buffers], 1)
 
 
 def _given(buffer: Tensor | None) -> Tensor:

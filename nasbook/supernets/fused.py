@@ -189,23 +189,20 @@ class _Departure:
         sources = len(self.sources)
         h = F.relu(x.to(weights.dtype))
         shifted = F.pad(h[:, :, 1:, 1:], (0, h.shape[3] % 2, 0, h.shape[2] % 2))
-        total: Tensor | None = None
-        for place, both in enumerate(
-            zip(h[:, :, ::2, ::2].chunk(sources, 1), shifted[:, :, ::2, ::2].chunk(sources, 1), strict=True)
-        ):
-            own = modules[place::sources]
-            pixels = in_layout_of(x, torch.cat(both, dim=1))
-            plain = torch.stack([m.convolution.weight for m in own]).flatten(2)
-            moved = torch.stack([m.shifted_convolution.weight for m in own]).flatten(2)
-            channels = plain.shape[2]
-            maps = torch.cat([F.pad(plain, (0, channels)), F.pad(moved, (channels, 0))], dim=1).flatten(0, 1)[None]
-            norms = [m.norm for m in own]
-            norm = fold_norms(maps, [pixels], 1, norms, epsilon, training, statistics)
-            scale = weights[place::sources, column].repeat_interleave(channels)
-            received = grouped_map(pixels, norm.maps * scale[None, :, None], (norm.bias * scale).flatten())
-            total = received if total is None else total + received
-        assert total is not None
-        return total
+        both = zip(h[:, :, ::2, ::2].chunk(sources, 1), shifted[:, :, ::2, ::2].chunk(sources, 1), strict=True)
+        pixels = in_layout_of(x, torch.cat([part for pair in both for part in pair], dim=1))
+
+        ordered = [module for source in range(sources) for module in modules[source::sources]]
+        plain = torch.stack([module.convolution.weight for module in ordered]).flatten(2)
+        moved = torch.stack([module.shifted_convolution.weight for module in ordered]).flatten(2)
+        channels = plain.shape[2]
+        maps = torch.cat([F.pad(plain, (0, channels)), F.pad(moved, (channels, 0))], dim=1)
+        maps = maps.view(sources, -1, 2 * channels)  # each source to all targets
+        norms = [module.norm for module in ordered]
+        norm = fold_norms(maps, [pixels], sources, norms, epsilon, training, statistics)
+        scale = weights[:, column].view(-1, sources).t().repeat_interleave(channels, dim=1)
+        maps = (norm.maps * scale[:, :, None]).transpose(0, 1).reshape(1, -1, 2 * channels * sources)
+        return grouped_map(pixels, maps, (norm.bias * scale).sum(0))
 
     def _run(self, modules: tuple[nn.Module, ...], x: Tensor, weights: Tensor) -> Tensor:
         """Operations without a rule of their own, one by one."""
