@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
@@ -155,6 +156,24 @@ def test_darts_optimizers_are_the_papers(data):
     assert {id(p) for g in architecture.param_groups for p in g["params"]} == {
         id(p) for p in search.network.architecture()
     }
+
+
+def test_a_checkpoint_moves_between_engines(data):
+    """Engine and recomputed cells say how a search is computed, not what: a search may go on with others."""
+    first = search_of("darts", data)
+    next(first.epochs())
+    others = {"engine": "readable", "recompute_cells": 3}
+    assert search_of("darts", data, **others).header() == first.header()
+    second = search_of("darts", data, **others)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert (second.network.engine, second.network.recompute_cells) == ("readable", 3)
+    ends = []
+    for search in (first, second):
+        list(search.epochs())
+        assert len(search.history) == 2
+        ends.append(torch.cat([p.detach().flatten() for p in search.network.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-6)  # three steps in float32
+    assert search_of("darts", data, momentum=0.5).header() != first.header()
 
 
 def test_darts_anneals_the_weights_rate_and_not_the_architectures(data):
