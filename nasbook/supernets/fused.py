@@ -5,8 +5,8 @@ The readable cell runs one module a candidate and edge. Here everything that lea
 * one ReLU, one max pooling, one average pooling, whatever the number of edges;
 * one depthwise convolution for each kernel shape, with a channel group for every edge;
 * one pointwise convolution for each, in groups, with its batch norm folded in (:mod:`nasbook.supernets.folded_norm`);
-* and the last of these with the coefficients folded in too, so that no weighted copy is ever made. The parameter-free
-  candidates join in as one pointwise convolution with diagonal matrices.
+* and the last of these with the coefficients folded in too, so that no weighted copy is ever made. Pools and
+  identity are scaled by theirs, all edges at once.
 
 Autograd sees all this as one function a node, whose backward pass is written out
 (:mod:`nasbook.supernets.fused_function`). The skip connections of stride 2, and operations that have no rule here, are
