@@ -40,6 +40,7 @@ from nasbook.supernets.folded_norm import (
     running_statistics,
     unfold_gradients,
 )
+from nasbook.supernets.scaled_sums import scale_channels, scaled_sum, scaled_sum_backward
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,6 @@ class _Needs(NamedTuple):
     weights: bool
 
 
-FEW = 16
-"""Up to so many channels, pools and identity are one dense map with diagonal matrices."""
-
-
 class _Half(NamedTuple):
     """One half of the convolutions: (ReLU,) depthwise, pointwise, batch norm; stacked convolution by convolution."""
 
@@ -238,7 +235,7 @@ def _forward(
     if scales:
         images = [*pooled, x] if candidates.skip is not None else list(pooled)
         kept.scales.append(torch.stack(scales, dim=1))
-        received = _scaled_sum(images, kept.scales[0], moved)
+        received = scaled_sum(images, kept.scales[0], moved)
         total = received if total is None else total.add_(received)
 
     assert total is not None  # the caller asks only when something leaves
@@ -265,7 +262,6 @@ def _backward(
     for_parameters: list[Tensor | None] = []
 
     if candidates.convolutions:
-        deep = needs.x or needs.weights
         last = _last_maps(candidates, coefficients, kept)
         for_bias = sums.expand(targets, sources, channels).reshape(groups, channels)
         for_maps = torch.stack([grouped_products(z, gradient, targets) for z in last.z]).to(coefficients.dtype)
@@ -273,20 +269,18 @@ def _backward(
         for_coefficients = (for_maps * last.maps).sum((2, 3)) + (for_bias * last.bias).sum(2)
         for convolution, value in zip(candidates.convolutions, for_coefficients, strict=True):
             for_columns[convolution.column] = value
-        at_last = []
-        if deep:
+        if needs.x or needs.weights:
             backwards = [_map(gradient, maps.mT) for maps in last.weighted(targets)]
             for_maps = for_maps * last.coefficients[:, :, None, None]
             for_bias = for_bias * last.coefficients[:, :, None]
             at_last = list(zip(backwards, for_maps, for_bias, strict=True))
-        if deep:
             for_x, for_parameters = _convolutions_backward(candidates, x, kept, at_last, count, needs)
         else:
             for_parameters = [None] * sum(2 * c.halves * groups for c in candidates.convolutions)
 
     if kept.scales:
         images = [*pooled, x] if candidates.skip is not None else list(pooled)
-        products, back = _scaled_sum_backward(images, kept.scales[0], gradient, needs.x)
+        products, back = scaled_sum_backward(images, kept.scales[0], gradient, needs.x)
         products = products.to(coefficients.dtype)
         parts = zip(candidates.pools, pooled, kept.pool_means, kept.pool_inverses, back, strict=False)
         for place, (candidate, image, mean, inverse, received) in enumerate(parts):
@@ -297,7 +291,7 @@ def _backward(
                 for_inverse = (c * centred).sum(0, keepdim=True)
                 slope = -(inverse**3) * for_inverse / count
                 level = -(c * inverse * sums).sum(0, keepdim=True) / count - slope * mean
-                received = received + _scale_channels(image, slope, level)
+                received = received + scale_channels(image, slope, level)
             for_pooled.append(received)
         if candidates.skip is not None:
             for_columns[candidates.skip] = products[:, -1].sum(2).flatten()
@@ -486,9 +480,7 @@ def _leave_depthwise_backward(
         return None, for_kernels
     for_h = torch.zeros_like(h) if for_wide is None else sum_copies(for_wide, candidates.targets)
     if for_every_other is not None:
-        spread = torch.zeros_like(h)
-        spread[:, :, ::2, ::2] = sum_copies(for_every_other, candidates.targets)
-        for_h = for_h + spread
+        for_h[:, :, ::2, ::2].add_(sum_copies(for_every_other, candidates.targets))
     return for_h, for_kernels
 
 
@@ -525,66 +517,6 @@ def _relu_gradient(gradient: Tensor, activation: Tensor) -> Tensor:
 def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
     """A grouped map in the precision of the images."""
     return grouped_map(x, maps.to(x.dtype), None if bias is None else bias.to(x.dtype).flatten())
-
-
-def _scaled_sum(images: list[Tensor], scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Σ over images and sources of scale times image, for every target: pools and identity on their way.
-
-    With few channels as one map with diagonal matrices, which wastes products but saves calls; else image by image.
-
-    Args:
-        images: (batch, S·C, height, width) each.
-        scales: (E, images, S, C).
-        bias: (E, C).
-    """
-    targets, _, sources, channels = scales.shape
-    if channels <= FEW:
-        return _map(torch.cat(images, dim=1) if len(images) > 1 else images[0], _diagonal(scales), bias)
-    total: Tensor | None = None
-    for place, image in enumerate(images):
-        for source, part in enumerate(image.chunk(sources, dim=1)):
-            wide = repeat_channels(part, targets)
-            scaled = _scale_channels(wide, scales[:, place, source], bias if total is None else None)
-            total = scaled if total is None else total.add_(scaled)
-    assert total is not None
-    return total
-
-
-def _scaled_sum_backward(
-    images: list[Tensor], scales: Tensor, gradient: Tensor, needs_images: bool
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of :func:`_scaled_sum`: of the scales, (E, images, S, C), and of the images where asked for."""
-    targets, count, sources, channels = scales.shape
-    if channels <= FEW:
-        joined = torch.cat(images, dim=1) if len(images) > 1 else images[0]
-        products = grouped_products(joined, gradient, 1).view(targets, channels, count, sources, channels)
-        products = products.diagonal(dim1=1, dim2=4)
-        if not needs_images:
-            return products, [None] * count
-        return products, list(_map(gradient, _diagonal(scales).mT).chunk(count, dim=1))
-    rows: list[Tensor] = []
-    back: list[Tensor | None] = []
-    for place, image in enumerate(images):
-        parts = []
-        for source, part in enumerate(image.chunk(sources, dim=1)):
-            rows.append(depthwise_products(repeat_channels(part, targets), gradient, 1).view(targets, channels))
-            if needs_images:
-                parts.append(sum_copies(_scale_channels(gradient, scales[:, place, source]), targets))
-        back.append(torch.cat(parts, dim=1) if parts else None)
-    return torch.stack(rows, dim=1).view(targets, count, sources, channels), back
-
-
-def _diagonal(scales: Tensor) -> Tensor:
-    """(E, images, S, C) → (1, E·C, images·S·C), zero where the channels differ."""
-    targets, count, sources, channels = scales.shape
-    maps = torch.diag_embed(scales.flatten(1, 2)).transpose(1, 2)
-    return maps.reshape(1, targets * channels, count * sources * channels)
-
-
-def _scale_channels(x: Tensor, slope: Tensor, level: Tensor | None = None) -> Tensor:
-    """Every channel times a number, plus a number."""
-    bias = None if level is None else level.to(x.dtype).flatten()
-    return F.conv2d(x, slope.to(x.dtype).reshape(-1, 1, 1, 1), bias, groups=x.shape[1])
 
 
 def _take_apart(value: Any, tensors: list[Tensor]) -> Callable[[Iterator[Tensor]], Any]:
