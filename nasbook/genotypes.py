@@ -41,6 +41,7 @@ __all__ = [
     "count_cells",
     "parse_darts",
     "random_genotype",
+    "random_operations",
 ]
 
 DARTS_OPERATIONS = (
@@ -358,7 +359,11 @@ class Space:
     """A cell space: the candidates, the graph they stand on, and how many edges a discrete cell keeps.
 
     The graph is DARTS': every intermediate node sees every earlier node (§2.1), the inputs don't see each
-    other.
+    other. Edges can be left out of it.
+
+    Raises:
+        InvalidInput: sizes below 1, an operation named twice, no operation besides zero, an edge left out that
+            the graph does not have, or a node without an incoming edge.
     """
 
     operations: tuple[str, ...] = DARTS_OPERATIONS
@@ -371,9 +376,17 @@ class Space:
     """How many edges a node keeps when the cell is derived (DARTS' k)."""
     kinds: tuple[str, ...] = ("normal", "reduction")
     """Kinds of cell that are searched."""
+    left_out: tuple[tuple[int, int], ...] = ()
+    """(source, target) of edges that the graph does without."""
 
     def __post_init__(self) -> None:
         require_positive(nodes=self.nodes, inputs=self.inputs, edges_per_node=self.edges_per_node)
+        for source, target in self.left_out:
+            if not (self.inputs <= target < self.inputs + self.nodes and 0 <= source < target):
+                raise InvalidInput(f"left_out: this space has no edge from node {source} to node {target}.")
+        for node in range(self.inputs, self.inputs + self.nodes):
+            if not self.sources(node):
+                raise InvalidInput(f"left_out: node {node} would have no incoming edge.")
         if len(set(self.operations)) != len(self.operations):
             raise InvalidInput(f"A candidate operation is named twice: {', '.join(self.operations)}.")
         if not self.choices:
@@ -388,11 +401,20 @@ class Space:
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, target) of every edge, grouped by target: the rows of the architecture parameters."""
         intermediate = range(self.inputs, self.inputs + self.nodes)
-        return tuple((source, target) for target in intermediate for source in range(target))
+        return tuple((source, target) for target in intermediate for source in self.sources(target))
+
+    def sources(self, node: int) -> tuple[int, ...]:
+        """The nodes that ``node`` has an edge from."""
+        return tuple(source for source in range(node) if (source, node) not in self.left_out)
+
+    def targets(self, node: int) -> tuple[int, ...]:
+        """The nodes that ``node`` has an edge to."""
+        later = range(max(node + 1, self.inputs), self.inputs + self.nodes)
+        return tuple(target for target in later if (node, target) not in self.left_out)
 
     def kept(self, node: int) -> int:
-        """How many edges ``node`` keeps; never more than there are nodes before it."""
-        return min(self.edges_per_node, node)
+        """How many edges ``node`` keeps; never more than enter it."""
+        return min(self.edges_per_node, len(self.sources(node)))
 
 
 DARTS_SPACE = Space()
@@ -406,7 +428,7 @@ def count_cells(space: Space) -> int:
     Graph isomorphism is not considered.
     """
     return math.prod(
-        math.comb(node, space.kept(node)) * len(space.choices) ** space.kept(node)
+        math.comb(len(space.sources(node)), space.kept(node)) * len(space.choices) ** space.kept(node)
         for node in range(space.inputs, space.inputs + space.nodes)
     )
 
@@ -418,15 +440,28 @@ def random_genotype(space: Space, generator: torch.Generator) -> Genotype:
     def cell() -> CellGenotype:
         edges = []
         for node in range(space.inputs, space.inputs + space.nodes):
-            sources = torch.randperm(node, generator=generator)[: space.kept(node)].sort().values
-            choices = torch.randint(len(space.choices), (len(sources),), generator=generator)
+            sources = space.sources(node)
+            kept = torch.randperm(len(sources), generator=generator)[: space.kept(node)].sort().values
+            choices = torch.randint(len(space.choices), (len(kept),), generator=generator)
             edges += [
-                Edge(source, node, space.choices[choice])
-                for source, choice in zip(sources.tolist(), choices.tolist(), strict=True)
+                Edge(sources[place], node, space.choices[choice])
+                for place, choice in zip(kept.tolist(), choices.tolist(), strict=True)
             ]
         return CellGenotype(tuple(edges), space.nodes, space.inputs)
 
     return Genotype({kind: cell() for kind in space.kinds})
+
+
+def random_operations(topology: Genotype, choices: Sequence[str], generator: torch.Generator) -> Genotype:
+    """The same edges with operations drawn uniformly from ``choices``, for each edge anew."""
+    import torch
+
+    def cell(old: CellGenotype) -> CellGenotype:
+        drawn = torch.randint(len(choices), (len(old.edges),), generator=generator).tolist()
+        edges = tuple(Edge(e.source, e.target, choices[place]) for e, place in zip(old.edges, drawn, strict=True))
+        return CellGenotype(edges, old.nodes, old.inputs, old.output)
+
+    return Genotype({kind: cell(old) for kind, old in topology.cells})
 
 
 DARTS_V1 = parse_darts("""

@@ -163,7 +163,7 @@ RUN = ("--out", "--data", "--scale", "--seed", "--device", "--resume", "--checkp
     ("name", "mentioned"),
     [
         ("help", ("search METHOD", "train GENOTYPE", "draw GENOTYPE", "reproduce EXPERIMENT", "records", "list")),
-        ("help of search", ("METHOD", "darts, random-search")),
+        ("help of search", ("METHOD", "darts, milenas, stretchable, random-search")),
         ("help of search darts", (*RUN, "--epochs", "--operations", "--nodes", "--order", "--channels")),
         ("help of search random-search", (*RUN, "--samples", "--operations")),
         ("help of train", ("GENOTYPE", *RUN, "--channels", "--cells", "--auxiliary", "--stem", "--cutout")),
@@ -211,10 +211,10 @@ FILES = {
 BAD: dict[str, tuple[Any, str]] = {
     # names
     "no command": (["serch"], "Unknown command 'serch'. Did you mean 'search'?"),
-    "no method": (["search"], "nasbook search needs a METHOD first. One of: darts, random-search."),
+    "no method": (["search"], "nasbook search needs a METHOD first. One of: darts, milenas, stretchable, "),
     "no experiment": (["reproduce", "--seed", "1"], "nasbook reproduce needs an EXPERIMENT first. One of: darts-"),
     "no genotype": (["train"], "nasbook train needs a GENOTYPE first. A JSON file, or a name from `nasbook list`."),
-    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts'? Valid: darts, random-search."),
+    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts'? Valid: darts, milenas, "),
     "operation": ([*SEARCH, "--operations", "sep_conv_3x4"], "Unknown operation 'sep_conv_3x4'. Did you mean 'sep_c"),
     "data set": ([*SEARCH, "--data", "digit"], "Unknown data set 'digit'. Did you mean 'digits'?"),
     "config key": ([*SEARCH, "--epoch", "3"], "Did you mean --epochs INT? See nasbook search darts --help."),

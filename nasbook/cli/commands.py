@@ -26,18 +26,19 @@ from nasbook.errors import InvalidInput, unknown_name
 
 
 def _search(arguments: list[str]) -> None:
-    from nasbook.experiments import SEARCH_CONFIGS, get_scale
+    from nasbook.experiments import SEARCH_CONFIGS, get_scale, search_space
     from nasbook.methods import METHODS, get_method
 
     name, rest = positional(arguments, "search", "METHOD", f"One of: {', '.join(METHODS)}.", METHODS)
     method = get_method(name)
     scale = get_scale(scale_in(rest))
+    space = search_space(name, scale)
     defaults: SearchOptions[Any] = SearchOptions(
         out=Path("runs") / name,
         data=scale.data,
         scale=scale.name,
-        operations=scale.operations,
-        nodes=scale.nodes,
+        operations=space.operations,
+        nodes=space.nodes,
         config=SEARCH_CONFIGS[name](scale),
     )
     title = (method.__doc__ or "").splitlines()[0]

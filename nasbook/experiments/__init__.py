@@ -1,16 +1,26 @@
 """Experiments: every table and figure as a function of scale and seed; records; claims (all chapters)."""
 
-from nasbook.experiments import differentiable_search
+from nasbook.experiments import differentiable_search, stretchable_cells
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
 from nasbook.experiments.differentiable_search import (
-    SEARCH_CONFIGS,
     autograd_hypergradient,
-    derived_network,
-    fit_config,
     hypergradient_problem,
     relative_error,
-    search_config,
     toy_trajectory,
+)
+from nasbook.experiments.image_cells import (
+    SEARCH_CONFIGS,
+    STRETCHABLE_SCALES,
+    StretchableScale,
+    derived_network,
+    fit_config,
+    milenas_config,
+    pairs_config,
+    search_config,
+    search_space,
+    stretchable_config,
+    stretchable_scale,
+    train_derived,
 )
 from nasbook.experiments.records import (
     Measurement,
@@ -36,6 +46,7 @@ __all__ = [
     "CLAIMS",
     "SCALES",
     "SEARCH_CONFIGS",
+    "STRETCHABLE_SCALES",
     "Claim",
     "Experiment",
     "Measurement",
@@ -43,6 +54,7 @@ __all__ = [
     "Record",
     "Scale",
     "Status",
+    "StretchableScale",
     "Verdict",
     "Workplace",
     "autograd_hypergradient",
@@ -57,6 +69,8 @@ __all__ = [
     "judge",
     "list_experiments",
     "load_records",
+    "milenas_config",
+    "pairs_config",
     "read_record",
     "records_folder",
     "relative_error",
@@ -64,5 +78,10 @@ __all__ = [
     "save_measurement",
     "scoreboard",
     "search_config",
+    "search_space",
+    "stretchable_cells",
+    "stretchable_config",
+    "stretchable_scale",
     "toy_trajectory",
+    "train_derived",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nasbook.analysis import count_macs, count_parameters, skip_count
-from nasbook.data import ImageData, Loader, load_images
+from nasbook.data import Loader, load_images
+from nasbook.experiments.image_cells import search_config, train_derived
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
-from nasbook.experiments.scale import Scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, exact, mean_and_error, one_sided_p, trend
-from nasbook.genotypes import DARTS_SPACE, PUBLISHED, Genotype, Space, count_cells, random_genotype
-from nasbook.methods import darts, random_search
+from nasbook.genotypes import DARTS_SPACE, PUBLISHED, Space, count_cells, random_genotype
+from nasbook.methods import darts
 from nasbook.networks import DerivedNetwork
 from nasbook.seeding import fold_seed, generator
 from nasbook.supernets import SearchNetwork
@@ -26,8 +25,6 @@ from nasbook.training import (
     Batch,
     FiniteDifference,
     FirstOrder,
-    Fit,
-    FitConfig,
     SecondOrder,
     ToyProblem,
     UnrolledUpdate,
@@ -233,73 +230,6 @@ register(
 
 
 # --- searched against random cells ------------------------------------------------------------------------------------
-
-
-def search_config(scale: Scale, epochs: int | None = None) -> darts.Config:
-    """DARTS at a scale."""
-    return darts.Config(
-        epochs=epochs or scale.search_epochs,
-        batch_size=scale.search_batch,
-        channels=scale.search_channels,
-        cells=scale.search_cells,
-        order=scale.order,  # type: ignore[arg-type]
-        architecture_learning_rate=scale.architecture_learning_rate,
-    )
-
-
-def random_search_config(scale: Scale) -> random_search.Config:
-    """Random search at a scale: as many epochs of training in all as DARTS searches, shared by four samples."""
-    epochs = max(1, scale.search_epochs // 4)
-    return random_search.Config(
-        samples=max(1, scale.search_epochs // epochs),
-        epochs=epochs,
-        batch_size=scale.search_batch,
-        channels=scale.search_channels,
-        cells=scale.search_cells,
-    )
-
-
-SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {"darts": search_config, "random-search": random_search_config}
-"""How each method searches at a scale, by the method's name."""
-
-
-def fit_config(scale: Scale) -> FitConfig:
-    """How derived networks are trained at a scale; evaluated once, at the end."""
-    return FitConfig(
-        epochs=scale.epochs,
-        batch_size=scale.batch,
-        drop_path=scale.drop_path,
-        cutout=scale.cutout,
-        evaluate_every=scale.epochs,
-    )
-
-
-def derived_network(genotype: Genotype, scale: Scale, data: ImageData, seed: int) -> DerivedNetwork:
-    """A freshly initialised derived network of a scale's size; the same seed gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(fold_seed(seed, "derived network"))
-        return DerivedNetwork(
-            genotype,
-            scale.channels,
-            scale.cells,
-            data.classes,
-            auxiliary=scale.auxiliary,
-            in_channels=data.channels,
-        )
-
-
-def train_derived(workplace: Workplace, genotype: Genotype, name: str) -> dict[str, Any]:
-    """Trains a genotype from scratch and evaluates it on the test images, once."""
-    network = derived_network(genotype, workplace.scale, workplace.data, workplace.seed)
-    run = Fit(network, workplace.data, fit_config(workplace.scale), seed=fold_seed(workplace.seed, "fit"))
-    workplace.drive(run, name)
-    last = run.history[-1]
-    return {
-        "test_accuracy": last.validation_accuracy,
-        "train_accuracy": last.train_accuracy,
-        "parameters": count_parameters(network),
-        "genotype": genotype.to_json(),
-    }
 
 
 def searched_against_random(workplace: Workplace) -> dict[str, Any]:

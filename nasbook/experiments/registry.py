@@ -73,6 +73,8 @@ class Experiment:
     """For each claim that the experiment checks, the verdict as a function of the record."""
     seeded: bool = True
     """False for exact computations, which one seed settles."""
+    scaled: Callable[[Scale], Scale] = lambda scale: scale
+    """Adds a chapter's own numbers to a scale."""
 
     def seeds(self, scale: Scale) -> int:
         """How many seeds a record needs before it is judged."""
@@ -133,7 +135,7 @@ def reproduce(
         DataError: the data can't be had.
     """
     experiment = get_experiment(name)
-    scale = scale if isinstance(scale, Scale) else get_scale(scale)
+    scale = experiment.scaled(scale if isinstance(scale, Scale) else get_scale(scale))
     checkpoints = None if folder is None else Path(folder) / "checkpoints" / f"{name}.{scale.name}.seed{seed}"
     if checkpoints is not None and checkpoints.exists() and not resume:
         raise InvalidInput(

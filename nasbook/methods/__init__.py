@@ -6,10 +6,15 @@ Drive a search with ``for report in search.epochs()``; ask it for ``result()`` a
 from types import ModuleType
 
 from nasbook.errors import unknown_name
-from nasbook.methods import darts, random_search
+from nasbook.methods import darts, milenas, random_search, stretchable
 from nasbook.methods.search import GradientSearch, SearchReport, SearchResult
 
-METHODS: dict[str, ModuleType] = {"darts": darts, "random-search": random_search}
+METHODS: dict[str, ModuleType] = {
+    "darts": darts,
+    "milenas": milenas,
+    "stretchable": stretchable,
+    "random-search": random_search,
+}
 """The modules of all methods by the names that the command line takes."""
 
 
@@ -31,5 +36,7 @@ __all__ = [
     "SearchResult",
     "darts",
     "get_method",
+    "milenas",
     "random_search",
+    "stretchable",
 ]

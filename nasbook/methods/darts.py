@@ -8,7 +8,7 @@ edges of every node at the end (§2.4).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -17,8 +17,8 @@ from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, Space
 from nasbook.methods.search import GradientSearch
 from nasbook.networks import StemName
-from nasbook.supernets import EngineName, SearchNetwork
-from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, SecondOrder, optimizer_form
+from nasbook.supernets import EngineName, Relaxation, SearchNetwork, SoftmaxRelaxation
+from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, Objective, SecondOrder, optimizer_form
 
 UPDATES: dict[str, type[BilevelUpdate]] = {
     "first-order": FirstOrder,
@@ -87,13 +87,29 @@ class Config:
 
 
 class Search(GradientSearch):
-    """DARTS on one data set; see :class:`~nasbook.methods.GradientSearch` for the arguments."""
+    """DARTS on one data set; see :class:`~nasbook.methods.GradientSearch` for the arguments.
+
+    A method that changes one piece overrides what gives it: :meth:`build_relaxation`, :meth:`objective` or
+    :meth:`architecture_groups`.
+    """
 
     method: ClassVar[str] = "darts"
     config: Config
 
     def __init__(self, config: Config, data: ImageData, space: Space = DARTS_SPACE, seed: int = 0) -> None:
         super().__init__(config, data, space, seed)
+
+    def build_relaxation(self, space: Space) -> Relaxation:
+        """The relaxation of one kind of cell."""
+        return SoftmaxRelaxation(space)
+
+    def objective(self) -> Objective:
+        """What the architecture minimises: the validation loss (Eq. 3)."""
+        return Objective()
+
+    def architecture_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the architecture's optimiser."""
+        return [{"params": list(self.network.architecture())}]
 
     def build_network(self) -> SearchNetwork:
         return SearchNetwork(
@@ -103,6 +119,7 @@ class Search(GradientSearch):
             self.data.classes,
             in_channels=self.data.channels,
             stem=self.config.stem,
+            relaxation=self.build_relaxation,
             engine=self.config.engine,
             recompute_cells=self.config.recompute_cells,
         )
@@ -117,10 +134,12 @@ class Search(GradientSearch):
             **form,
         )
         architecture_optimizer = torch.optim.Adam(
-            self.network.architecture(),
+            self.architecture_groups(),
             self.config.architecture_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=self.config.architecture_weight_decay,
             **form,
         )
-        return UPDATES[self.config.order](self.network, weight_optimizer, architecture_optimizer, clip=self.config.clip)
+        return UPDATES[self.config.order](
+            self.network, weight_optimizer, architecture_optimizer, clip=self.config.clip, objective=self.objective()
+        )

@@ -2,6 +2,8 @@
 
 Draws cells uniformly from the space, trains each from scratch for the same short time on the training
 share, and keeps the one with the best accuracy on the validation share. No supernet, no relaxation.
+
+On a given topology it draws the operations only: the baseline of Stretchable Cells' Table 1.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 
 from nasbook.data import ImageData
 from nasbook.errors import InvalidInput, require_positive
-from nasbook.genotypes import DARTS_SPACE, Genotype, Space, random_genotype
+from nasbook.genotypes import DARTS_SPACE, Genotype, Space, random_genotype, random_operations
 from nasbook.methods.search import SearchReport, SearchResult, search_header
 from nasbook.networks import DerivedNetwork, StemName
 from nasbook.seeding import fold_seed, generator
@@ -68,14 +70,23 @@ class Search(Resumable):
         data: images on the device to search on. Test images are not touched.
         space: the cell space.
         seed: of the samples, their initial weights, data order and augmentation.
+        topology: draw operations of the space on the edges of this genotype; None draws edges too.
     """
 
     method: ClassVar[str] = "random-search"
 
-    def __init__(self, config: Config, data: ImageData, space: Space = DARTS_SPACE, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: ImageData,
+        space: Space = DARTS_SPACE,
+        seed: int = 0,
+        topology: Genotype | None = None,
+    ) -> None:
         self.config = config
         self.data = data
         self.space = space
+        self.topology = topology
         self.seed = seed
         self.total_epochs = config.samples * config.epochs
         self.history = []
@@ -100,7 +111,10 @@ class Search(Resumable):
 
     def genotype(self, sample: int) -> Genotype:
         """The sample of that number, a pure function of the seed."""
-        return random_genotype(self.space, generator(self.seed, "sample", sample))
+        draws = generator(self.seed, "sample", sample)
+        if self.topology is not None:
+            return random_operations(self.topology, self.space.choices, draws)
+        return random_genotype(self.space, draws)
 
     def _start(self, sample: int) -> Fit:
         seed = fold_seed(self.seed, "training", sample)
@@ -163,7 +177,8 @@ class Search(Resumable):
         return SearchResult(best, tuple(self.history), max(score for score, _ in self._scores))
 
     def header(self) -> dict[str, Any]:
-        return search_header(self.method, self.space, self.config, self.data, self.seed)
+        topology = None if self.topology is None else self.topology.to_json()
+        return {**search_header(self.method, self.space, self.config, self.data, self.seed), "topology": topology}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -23,8 +23,8 @@ class SearchReport(EpochReport):
     """What one epoch of a search measured, and which cells it would give if it ended here.
 
     Validation loss and accuracy are the network's at the end of the epoch, in evaluation mode, on the whole
-    validation share without augmentation, as DARTS' code logs them. A gradient search's α learns from these images,
-    so for its supernet they are no held-out numbers.
+    validation share (the first of several) without augmentation, as DARTS' code logs them. A gradient search's α
+    learns from these images, so for its supernet they are no held-out numbers.
     """
 
     genotype: Genotype
@@ -66,7 +66,7 @@ class GradientSearch(Run, ABC):
 
     Args:
         config: the method's configuration; this class reads ``epochs``, ``batch_size``, ``learning_rate``,
-            ``final_learning_rate`` and ``train_share``.
+            ``final_learning_rate`` and, in :meth:`shares`, ``train_share``.
         data: images on the device to search on. Test images are not touched.
         space: the cell space.
         seed: of initial parameters, data order and augmentation.
@@ -86,7 +86,8 @@ class GradientSearch(Run, ABC):
             torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
             self.network = self.build_network().to(device)
         check_classes(self.network, data)
-        halves = data.split((config.train_share, 1 - config.train_share), seed=fold_seed(seed, "split"))
+        shares = self.shares()
+        parts = data.split(tuple(shares.values()), seed=fold_seed(seed, "split"))
         self.loaders = tuple(
             Loader(
                 data.train_images[indices],
@@ -95,12 +96,19 @@ class GradientSearch(Run, ABC):
                 mean=data.mean,
                 std=data.std,
                 augmentation=data.augmentation,
-                seed=fold_seed(seed, stream),
+                seed=fold_seed(seed, name),
             )
-            for indices, stream in zip(halves, ("train", "validation"), strict=True)
+            for indices, name in zip(parts, shares, strict=True)
         )
         super().__init__(config.epochs, len(self.loaders[0]), seed, device)
         self.update = self.build_update()
+
+    def shares(self) -> dict[str, float]:
+        """How the training images are divided, by name: the weights' share first, then the architecture's.
+
+        With more than one for the architecture, the parameter groups of its optimiser learn from one each.
+        """
+        return {"train": self.config.train_share, "validation": 1 - self.config.train_share}
 
     @abstractmethod
     def build_network(self) -> SearchNetwork:
@@ -118,8 +126,8 @@ class GradientSearch(Run, ABC):
         self.network.train()
 
     def run_step(self, index: int) -> Sequence[Tensor]:
-        train, validation = (loader.batch(index) for loader in self.loaders)
-        result = self.update.step(train, validation)
+        train, *validation = (loader.batch(index) for loader in self.loaders)
+        result = self.update.step(train, *validation)
         return result.train_loss, accuracy(result.train_outputs, train[1]), result.validation_loss
 
     def report(self, means: dict[str, float]) -> SearchReport:

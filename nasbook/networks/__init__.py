@@ -8,6 +8,7 @@ from nasbook.networks.derived import (
     DropPath,
     set_drop_path,
 )
+from nasbook.networks.sizing import channels_for, parameters_of
 from nasbook.networks.stacking import (
     CellPlacement,
     CifarStem,
@@ -29,6 +30,8 @@ __all__ = [
     "ImageNetStem",
     "StemName",
     "build_stem",
+    "channels_for",
+    "parameters_of",
     "reduction_positions",
     "set_drop_path",
     "stack_cells",

@@ -70,7 +70,6 @@ class SearchCell(nn.Module):
         states = [self.preprocessing[0](older), self.preprocessing[1](newer)]
         edges = zip(self.space.edges, self.edges, coefficients, strict=True)
         for _ in range(self.space.nodes):
-            node = len(states)
-            incoming = [next(edges) for _ in range(node)]  # the edges are grouped by target
+            incoming = [next(edges) for _ in self.space.sources(len(states))]  # the edges are grouped by target
             states.append(_sum(mixed(states[source], c) for (source, _), mixed, c in incoming))  # Eq. 1
         return torch.cat(states[self.space.inputs :], dim=1)

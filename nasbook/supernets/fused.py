@@ -59,7 +59,8 @@ class FusedCell(SearchCell):
         # Plain objects that hold modules, which are registered by `edges` already.
         alone = [_Departure(self, (source,)) for source in range(space.inputs + space.nodes - 1)]
         self._alone = alone
-        self._together = [_Departure(self, tuple(range(space.inputs))), *alone[space.inputs :]]
+        alike = len({space.targets(source) for source in range(space.inputs)}) == 1
+        self._together = [_Departure(self, tuple(range(space.inputs))), *alone[space.inputs :]] if alike else alone
 
     def forward(
         self,
@@ -109,12 +110,12 @@ class FusedCell(SearchCell):
 
 
 class _Departure:
-    """All that leaves one node, or both inputs together; the edges are ordered target by target."""
+    """All that leaves one node, or both inputs together if they have the same targets; ordered target by target."""
 
     def __init__(self, cell: FusedCell, sources: tuple[int, ...]) -> None:
         space = cell.space
         self.sources = sources
-        self.targets = range(max(space.inputs, sources[-1] + 1), space.inputs + space.nodes)
+        self.targets = space.targets(sources[0])
         rows = {edge: row for row, edge in enumerate(space.edges)}
         order = [rows[source, target] for target in self.targets for source in sources]
         self._rows = torch.tensor(order)
@@ -124,7 +125,7 @@ class _Departure:
         self.skip: int | None = None
         self.reduction: tuple[int, tuple[Any, ...]] | None = None
         self.others: list[tuple[int, tuple[nn.Module, ...]]] = []
-        for column, name in enumerate(space.operations):
+        for column, name in enumerate(space.operations if order else ()):
             self._take(column, tuple(_candidates(cell.edges[row])[name] for row in order))
 
     def _index(self, device: torch.device) -> Tensor:
@@ -156,6 +157,8 @@ class _Departure:
         statistics: list[Statistics],
     ) -> Sequence[Tensor]:
         """What each target receives, nothing if only zero operations leave; notes what the batch norms saw."""
+        if not self.targets:
+            return ()
         x = states[self.sources[0]]
         if len(self.sources) > 1:
             x = torch.cat([states[source] for source in self.sources], dim=1)

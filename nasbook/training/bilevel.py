@@ -9,7 +9,10 @@ they differ in how much of the gradient through that step they keep:
 * :class:`SecondOrder` keeps it exactly, by a Hessian-vector product;
 * :class:`FiniteDifference` approximates that product by two more gradients, as DARTS does (Eq. 8).
 
-Symbols: ``weights`` is w, ``architecture`` is α, ``xi`` is ξ, ``vector`` is ∇_{w′} L_val(w′, α).
+What α minimises is an :class:`Objective`, a weighted sum of both losses. DARTS' has the validation loss alone;
+the mixed level of MiLeNAS (He et al., CVPR 2020) has both.
+
+Symbols: ``weights`` is w, ``architecture`` is α, ``xi`` is ξ, ``vector`` is ∇_{w′} of the objective at (w′, α).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,13 +37,33 @@ Batch = tuple[Tensor, Tensor]
 Gradients = tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the architecture minimises: ``train``·L_train(w*, α) + ``validation``·L_val(w*, α) + the penalty.
+
+    Raises:
+        InvalidInput: a weight is negative, or both are zero.
+    """
+
+    train: float = 0.0
+    """Weight of the training loss; 1 in MiLeNAS."""
+    validation: float = 1.0
+    """Weight of the validation loss; 1 in DARTS, λ in MiLeNAS."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation"):
+            if not getattr(self, name) >= 0:  # NaN too
+                raise InvalidInput(f"The weight of the {name} loss must be at least 0, got {getattr(self, name)}.")
+        require_positive(**{"the sum of both weights": self.train + self.validation})
+
+
 class ArchitectureGradient(NamedTuple):
     """The gradient for the architecture optimiser, and what was computed on the way."""
 
     gradients: Gradients
     """One tensor for each architecture parameter."""
     loss: Float[Tensor, ""]
-    """Validation loss without the penalty, detached."""
+    """Validation loss without its weight and without the penalty, detached."""
     outputs: Tensor
     """The network's outputs on the validation batch, detached."""
 
@@ -75,6 +99,7 @@ class BilevelUpdate(ABC):
         architecture_optimizer: holds exactly its architecture parameters.
         loss: (outputs, targets) → scalar.
         clip: largest norm of the weights' gradient (DARTS: 5); the architecture's is not clipped.
+        objective: what the architecture minimises; DARTS' by default.
 
     Raises:
         InvalidInput: an optimiser holds other parameters than it should. A weight optimiser that also
@@ -89,6 +114,7 @@ class BilevelUpdate(ABC):
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         clip: float = 5.0,
+        objective: Objective = Objective(),
     ) -> None:
         require_positive(clip=clip)
         self.network = network
@@ -100,19 +126,32 @@ class BilevelUpdate(ABC):
         self.architecture_optimizer = architecture_optimizer
         self.loss = loss
         self.clip = clip
+        self.objective = objective
         names = {id(parameter): name for name, parameter in network.named_parameters()}
         self._norms = batch_norms(network)
         self._weight_names = tuple(names[id(weight)] for weight in self.weights)
 
     @abstractmethod
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
-        """The gradient of the validation loss and the penalty with respect to α. Changes nothing."""
+        """The gradient of the objective and the penalty with respect to α. Changes nothing."""
 
-    def step(self, train: Batch, validation: Batch) -> StepResult:
-        """One step on the architecture, then one on the weights."""
-        result = self.architecture_gradient(train, validation)
-        for parameter, gradient in zip(self.architecture, result.gradients, strict=True):
-            parameter.grad = gradient
+    def step(self, train: Batch, *validation: Batch) -> StepResult:
+        """One step on the architecture, then one on the weights.
+
+        Args:
+            train: the batch for the weights, and for the training loss in the objective.
+            validation: one batch for the whole architecture; or one for each parameter group of the architecture
+                optimiser, where every group learns from images of its own.
+
+        Raises:
+            InvalidInput: neither one batch nor one for each group.
+        """
+        results = []
+        for batch, learning in zip(validation, self._learning_apart(validation), strict=True):
+            with self._only(learning):
+                results.append(self.architecture_gradient(train, batch))
+            for parameter, gradient in zip(learning, results[-1].gradients, strict=True):
+                parameter.grad = gradient
         self.architecture_optimizer.step()
         self.architecture_optimizer.zero_grad()
 
@@ -124,11 +163,45 @@ class BilevelUpdate(ABC):
         nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
-        return StepResult(loss.detach(), outputs.detach(), result.loss, result.outputs)
+        return StepResult(loss.detach(), outputs.detach(), results[0].loss, results[0].outputs)
+
+    def _learning_apart(self, validation: Sequence[Batch]) -> list[tuple[nn.Parameter, ...]]:
+        """The architecture parameters that each validation batch is for."""
+        if len(validation) == 1:
+            return [self.architecture]
+        groups = [tuple(group["params"]) for group in self.architecture_optimizer.param_groups]
+        if len(validation) != len(groups):
+            raise InvalidInput(
+                f"Give one validation batch, or one for each of the {len(groups)} parameter groups of the architecture "
+                f"optimiser; got {len(validation)}."
+            )
+        return groups
 
     def penalty(self) -> Float[Tensor, ""]:
         """The network's penalty on its architecture."""
         return self.network.penalty()  # type: ignore[operator]
+
+    def _objective_at(
+        self, weights: tuple[Tensor, ...] | None, train: Batch, validation: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The objective with the penalty, and the validation loss and outputs, at other weights than the network's."""
+        loss, outputs = self._loss_at(weights, validation)
+        total = self.objective.validation * loss + self.penalty()
+        if self.objective.train > 0:
+            total = total + self.objective.train * self._loss_at(weights, train)[0]
+        return total, loss.detach(), outputs.detach()
+
+    @contextmanager
+    def _only(self, learning: tuple[nn.Parameter, ...]) -> Iterator[None]:
+        """Within the block, these are the architecture, and its other parameters are constants."""
+        whole = self.architecture
+        kept = {id(parameter) for parameter in learning}
+        try:
+            self.architecture = learning
+            with constant([parameter for parameter in whole if id(parameter) not in kept]):
+                yield
+        finally:
+            self.architecture = whole
 
     def _loss_at(self, weights: tuple[Tensor, ...] | None, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and outputs at other weights than the network's own (None: at its own)."""
@@ -140,19 +213,24 @@ class BilevelUpdate(ABC):
 
 
 class FirstOrder(BilevelUpdate):
-    """∇_α L_val(w, α): the current weights stand for the best ones (ξ = 0, the end of §2.3)."""
+    """The gradient at the current weights, which stand for the best ones (ξ = 0, the end of §2.3).
+
+    ∇_α L_val(w, α) for DARTS; for MiLeNAS ∇_α L_train(w, α) + λ ∇_α L_val(w, α).
+    """
 
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
         with kept_statistics(self._norms), constant(self.weights):
-            loss, outputs = self._loss_at(None, validation)
-        total = loss + self.penalty()
-        return ArchitectureGradient(_grad(total, self.architecture), loss.detach(), outputs.detach())
+            total, loss, outputs = self._objective_at(None, train, validation)
+        return ArchitectureGradient(_grad(total, self.architecture), loss, outputs)
 
 
 class UnrolledUpdate(BilevelUpdate):
     """The gradient through one unrolled step (Eq. 7):
 
     ∇_α L_val(w′, α) − ξ ∇²_{α,w} L_train(w, α) ∇_{w′} L_val(w′, α).
+
+    In general the objective stands where L_val stands here. For MiLeNAS both of its losses are taken at w′, and
+    since the product is linear in its vector, one product serves both.
 
     The unrolled step is the optimiser's own, with its momentum and weight decay (both independent of α),
     but without clipping, as in the authors' code.
@@ -169,9 +247,10 @@ class UnrolledUpdate(BilevelUpdate):
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         clip: float = 5.0,
+        objective: Objective = Objective(),
         xi: float | None = None,
     ) -> None:
-        super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip)
+        super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip, objective=objective)
         if not isinstance(weight_optimizer, torch.optim.SGD):
             raise InvalidInput(
                 f"An unrolled step repeats torch.optim.SGD's; weight_optimizer is {type(weight_optimizer).__name__}."
@@ -212,13 +291,12 @@ class UnrolledUpdate(BilevelUpdate):
         with kept_statistics(self._norms):
             gradients, hessian_vector_product = self.train_gradient(train)
             unrolled = self.unrolled_weights(gradients)
-            loss, outputs = self._loss_at(unrolled, validation)
-            total = loss + self.penalty()
+            total, loss, outputs = self._objective_at(unrolled, train, validation)
             both = _grad(total, (*self.architecture, *unrolled))
             direct, vector = both[: len(self.architecture)], both[len(self.architecture) :]
             implicit = hessian_vector_product(vector)
         combined = tuple(d - self.current_xi * i for d, i in zip(direct, implicit, strict=True))  # Eq. 7
-        return ArchitectureGradient(combined, loss.detach(), outputs.detach())
+        return ArchitectureGradient(combined, loss, outputs)
 
 
 class SecondOrder(UnrolledUpdate):
@@ -254,10 +332,13 @@ class FiniteDifference(UnrolledUpdate):
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         clip: float = 5.0,
+        objective: Objective = Objective(),
         xi: float | None = None,
         r: float = 1e-2,
     ) -> None:
-        super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip, xi=xi)
+        super().__init__(
+            network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip, objective=objective, xi=xi
+        )
         require_positive(r=r)
         self.r = r
 

@@ -14,7 +14,7 @@ from nasbook.errors import DataError, InvalidInput
 from nasbook.experiments import (
     SCALES,
     Workplace,
-    differentiable_search,
+    fit_config,
     get_experiment,
     get_scale,
     judge,
@@ -23,6 +23,7 @@ from nasbook.experiments import (
     read_record,
     reproduce,
     save_measurement,
+    search_config,
     toy_trajectory,
 )
 from nasbook.genotypes import Genotype
@@ -71,10 +72,10 @@ def test_scales(monkeypatch):
 
 
 def test_the_paper_scale_is_the_papers():
-    search = differentiable_search.search_config(SCALES["paper"])
+    search = search_config(SCALES["paper"])
     assert search == darts.Config()
     assert SCALES["paper"].space.operations == darts.DARTS_SPACE.operations
-    fit = differentiable_search.fit_config(SCALES["paper"])
+    fit = fit_config(SCALES["paper"])
     assert (fit.epochs, fit.batch_size, fit.drop_path, fit.cutout) == (600, 96, 0.2, 16)
 
 

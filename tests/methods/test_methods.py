@@ -92,12 +92,13 @@ def test_a_search_from_begin_to_end(name, data):
     assert result.history == tuple(reports)
     assert result.seconds == sum(report.seconds for report in reports) > 0
     assert result.genotype.kinds == ("normal", "reduction")
-    assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
+    if name != "stretchable":  # whose nodes choose any number of edges
+        assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
     assert set(result.genotype.operations()) <= set(SPACE.choices)
     for report in reports:
         assert report.genotype.kinds == ("normal", "reduction")
         assert 0 <= report.train_accuracy <= 1
-        assert SearchReport.from_state(report.to_state()).genotype == report.genotype
+        assert type(report).from_state(report.to_state()).genotype == report.genotype
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,178 @@
+"""What the chapters on image cells share: how methods search and derived networks train at a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nasbook.analysis import count_parameters
+from nasbook.data import ImageData
+from nasbook.experiments.registry import Workplace
+from nasbook.experiments.scale import SCALES, Scale
+from nasbook.genotypes import Genotype, Space
+from nasbook.methods import darts, milenas, random_search, stretchable
+from nasbook.networks import DerivedNetwork, channels_for
+from nasbook.seeding import fold_seed
+from nasbook.training import Fit, FitConfig
+
+
+@dataclass(frozen=True)
+class StretchableScale(Scale):
+    """The numbers of Chapter 2, which searches at several depths and compares networks of one size."""
+
+    stretchable_nodes: int
+    """Intermediate nodes where a node may choose any number of edges (the paper: 6, DARTS 4)."""
+    layers: tuple[int, ...]
+    """Numbers of cells, L, to search and to evaluate at; the first is that of single searches."""
+    parameters: int
+    """Parameters of compared networks: each gets the channels C that come nearest."""
+
+    @property
+    def stretchable_space(self) -> Space:
+        """The space of the stretchable cell: without the zero operation, with more nodes."""
+        return Space(self.space.choices, self.stretchable_nodes)
+
+
+STRETCHABLE_SCALES: dict[str, StretchableScale] = {
+    name: StretchableScale(
+        **{**vars(SCALES[name]), "search_cells": layers[0], "cells": layers[0]},
+        stretchable_nodes=nodes,
+        layers=layers,
+        parameters=parameters,
+    )
+    for name, nodes, layers, parameters in (
+        ("quick", 5, (4, 8, 12), 20_000),
+        ("laptop", 6, (4, 8), 200_000),
+        ("gpu", 6, (8, 12, 16), 1_500_000),
+        ("paper", 6, (8, 12, 16, 20), 3_500_000),
+    )
+}
+"""The scales of Chapter 2 by name."""
+
+
+def stretchable_scale(scale: Scale) -> StretchableScale:
+    """The numbers of Chapter 2 at a scale."""
+    return scale if isinstance(scale, StretchableScale) else STRETCHABLE_SCALES[scale.name]
+
+
+def search_config(scale: Scale, epochs: int | None = None) -> darts.Config:
+    """DARTS at a scale."""
+    return darts.Config(**_search_settings(scale, epochs))
+
+
+def milenas_config(scale: Scale) -> milenas.Config:
+    """MiLeNAS at a scale: first order, as its paper does."""
+    return milenas.Config(**{**_search_settings(scale), "order": "first-order"})
+
+
+def stretchable_config(scale: Scale) -> stretchable.Config:
+    """MiLeNAS with stretchable cells at a scale."""
+    return stretchable.Config(**{**_search_settings(scale), "order": "first-order"})
+
+
+def pairs_config(scale: Scale) -> stretchable.Config:
+    """First-order DARTS with two output edges a node at a scale: the paper's "DARTS w/o SC"."""
+    return replace(stretchable_config(scale), train_weight=0.0, topology="output-edges")
+
+
+def random_search_config(scale: Scale) -> random_search.Config:
+    """Random search at a scale: as many epochs of training in all as DARTS searches, shared by four samples."""
+    epochs = max(1, scale.search_epochs // 4)
+    return random_search.Config(
+        samples=max(1, scale.search_epochs // epochs),
+        epochs=epochs,
+        batch_size=scale.search_batch,
+        channels=scale.search_channels,
+        cells=scale.search_cells,
+    )
+
+
+def _search_settings(scale: Scale, epochs: int | None = None) -> dict[str, Any]:
+    return {
+        "epochs": epochs or scale.search_epochs,
+        "batch_size": scale.search_batch,
+        "channels": scale.search_channels,
+        "cells": scale.search_cells,
+        "order": scale.order,
+        "architecture_learning_rate": scale.architecture_learning_rate,
+    }
+
+
+SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
+    "darts": search_config,
+    "milenas": milenas_config,
+    "stretchable": stretchable_config,
+    "random-search": random_search_config,
+}
+"""How each method searches at a scale, by the method's name."""
+
+
+def search_space(method: str, scale: Scale) -> Space:
+    """The space that a method searches at a scale."""
+    return stretchable_scale(scale).stretchable_space if method == "stretchable" else scale.space
+
+
+def fit_config(scale: Scale) -> FitConfig:
+    """How derived networks are trained at a scale; evaluated once, at the end."""
+    return FitConfig(
+        epochs=scale.epochs,
+        batch_size=scale.batch,
+        drop_path=scale.drop_path,
+        cutout=scale.cutout,
+        evaluate_every=scale.epochs,
+    )
+
+
+def derived_network(
+    genotype: Genotype, scale: Scale, data: ImageData, seed: int, parameters: int | None = None
+) -> DerivedNetwork:
+    """A freshly initialised derived network of a scale's size; the same seed gives the same weights.
+
+    With ``parameters`` its channels are chosen to come nearest to so many of them, the auxiliary head aside.
+    """
+    channels = scale.channels
+    if parameters is not None:
+        channels = channels_for(parameters, genotype, scale.cells, data.classes, in_channels=data.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(fold_seed(seed, "derived network"))
+        return DerivedNetwork(
+            genotype,
+            channels,
+            scale.cells,
+            data.classes,
+            auxiliary=scale.auxiliary,
+            in_channels=data.channels,
+        )
+
+
+def train_derived(
+    workplace: Workplace,
+    genotype: Genotype,
+    name: str,
+    *,
+    cells: int | None = None,
+    parameters: int | None = None,
+) -> dict[str, Any]:
+    """Trains a genotype from scratch and evaluates it on the test images, once.
+
+    Args:
+        workplace: gives scale, data and seed.
+        genotype: the cells.
+        name: of the checkpoint.
+        cells: number of cells, if not the scale's.
+        parameters: how many parameters the network is to have; None keeps the scale's channels.
+    """
+    scale = replace(workplace.scale, cells=cells or workplace.scale.cells)
+    network = derived_network(genotype, scale, workplace.data, workplace.seed, parameters)
+    run = Fit(network, workplace.data, fit_config(scale), seed=fold_seed(workplace.seed, "fit"))
+    workplace.drive(run, name)
+    last = run.history[-1]
+    return {
+        "test_accuracy": last.validation_accuracy,
+        "train_accuracy": last.train_accuracy,
+        "parameters": count_parameters(network),
+        "genotype": genotype.to_json(),
+    }

@@ -1,0 +1,571 @@
+"""Chapter 2: the experiments on Stretchable Cells and MiLeNAS (claims ``stretchable.*``)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasbook.analysis import cell_depth, mean_depth, saved_activation_bytes
+from nasbook.experiments.image_cells import (
+    StretchableScale,
+    milenas_config,
+    pairs_config,
+    random_search_config,
+    search_config,
+    stretchable_config,
+    stretchable_scale,
+    train_derived,
+)
+from nasbook.experiments.records import Record
+from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.verdicts import LEVEL, Verdict, exact, mean_and_error, one_sided_p, trend
+from nasbook.genotypes import DARTS_OPERATIONS, ZERO, Genotype, Space
+from nasbook.methods import GradientSearch, darts, milenas, random_search, stretchable
+from nasbook.seeding import generator
+from nasbook.supernets import (
+    AnyOutputEdges,
+    InputEdges,
+    OutputEdges,
+    SearchNetwork,
+    SoftmaxRelaxation,
+    StrongestOutputs,
+    TopologyRelaxation,
+    output_edge_space,
+    strongest_edges,
+)
+
+CHAPTER = "02-stretchable-cells"
+
+OPERATIONS = tuple(name for name in DARTS_OPERATIONS if name != ZERO)
+"""The paper's candidates: DARTS' without the zero operation."""
+
+
+# --- what is exact ----------------------------------------------------------------------------------------------------
+
+
+def relaxations(nodes: int) -> dict[str, TopologyRelaxation]:
+    """The topology relaxations on a cell with so many intermediate nodes, in float64, all with the scale factor."""
+    space = Space(OPERATIONS, nodes)
+    found: dict[str, TopologyRelaxation] = {
+        "input pairs": InputEdges(space, scaled=True),
+        "output pairs": OutputEdges(output_edge_space(space)),
+        "output subsets": AnyOutputEdges(space, empty=False),
+        "output subsets, empty too": AnyOutputEdges(space),
+    }
+    return {name: relaxation.double() for name, relaxation in found.items()}
+
+
+def unmerged_nodes(relaxation: TopologyRelaxation, features: Tensor) -> Tensor:
+    """What every intermediate node sums, choice by choice as Eq. 4 writes it: the sum of two features a pair.
+
+    Args:
+        relaxation: gives the choices and their probabilities; its factor is not applied.
+        features: one row an edge, o(x).
+
+    Returns:
+        One row an intermediate node.
+    """
+    space = relaxation.space
+    rows = {edge: row for row, edge in enumerate(space.edges)}
+    nodes = [features.new_zeros(features.shape[1]) for _ in range(space.nodes)]
+    for probabilities, sets in zip(relaxation.probabilities(), relaxation.choices, strict=True):
+        for p, choice in zip(probabilities, sets, strict=False):
+            for node in {target for _, target in choice}:
+                total = torch.stack([features[rows[edge]] for edge in choice if edge[1] == node]).sum(0)
+                nodes[node - space.inputs] = nodes[node - space.inputs] + p * total
+    return torch.stack(nodes)
+
+
+def merged_nodes(relaxation: TopologyRelaxation, features: Tensor) -> Tensor:
+    """The same from the merged probabilities (Eq. 6 and 9)."""
+    space = relaxation.space
+    targets = torch.tensor([target - space.inputs for _, target in space.edges])
+    weighted = relaxation.edge_probabilities()[:, None] * features
+    return features.new_zeros(space.nodes, features.shape[1]).index_add(0, targets, weighted)
+
+
+def is_valid(edges: frozenset[tuple[int, int]], space: Space) -> bool:
+    """Whether every intermediate node has an input edge."""
+    return {target for _, target in edges} == set(range(space.inputs, space.inputs + space.nodes))
+
+
+def exact_results(_: Workplace) -> dict[str, Any]:
+    """Errors of the merged form, of the factors, of the penalty over all topologies of small cells; edges; memory."""
+    draws = generator(0, "exact")
+    values: dict[str, Any] = {"merge_error": {}, "gradient_error": {}, "scale_error": {}}
+    for nodes in range(2, 8):  # the paper's N from 4 to 9 in its formulas
+        for name, relaxation in relaxations(nodes).items():
+            with torch.no_grad():
+                relaxation.beta.zero_()
+                error = float((relaxation.edge_coefficients() - 1).abs().max())
+            values["scale_error"][name] = max(error, values["scale_error"].get(name, 0.0))
+
+            with torch.no_grad():
+                relaxation.beta.copy_(torch.randn(relaxation.beta.shape, generator=draws, dtype=torch.float64))
+            features = torch.randn(len(relaxation.space.edges), 5, generator=draws, dtype=torch.float64)
+            features.requires_grad_()
+            weights = torch.randn(nodes, 5, generator=draws, dtype=torch.float64)
+            sums = [form(relaxation, features) for form in (unmerged_nodes, merged_nodes)]
+            gradients = [torch.autograd.grad((s * weights).sum(), (relaxation.beta, features)) for s in sums]
+            error = float((sums[0] - sums[1]).abs().max())
+            values["merge_error"][name] = max(error, values["merge_error"].get(name, 0.0))
+            error = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
+            values["gradient_error"][name] = max(error, values["gradient_error"].get(name, 0.0))
+    return {**values, **_penalties(), **_edge_counts(), **_memory()}
+
+
+def _penalties() -> dict[str, Any]:
+    """Every topology of cells with two and three intermediate nodes: is r zero on the valid ones only?"""
+    topologies = wrong = touched = valid = 0
+    for nodes, name in itertools.product((2, 3), relaxations(2)):
+        relaxation = relaxations(nodes)[name]
+        draws = generator(nodes, "penalty")
+        rows = list(itertools.accumulate([0, *map(len, relaxation.choices)]))
+        for picked in itertools.product(*(range(len(sets)) for sets in relaxation.choices)):
+            with torch.no_grad():  # the picked choices are the most probable, by 1 at least
+                relaxation.beta.copy_(torch.rand(relaxation.beta.shape, generator=draws))
+                relaxation.beta[[start + place for start, place in zip(rows, picked, strict=False)]] += 2
+            r = relaxation.invalidity()
+            (gradient,) = torch.autograd.grad(r, relaxation.beta)
+            offending = offending_variables(relaxation)
+            topologies += 1
+            valid += is_valid(relaxation.topology(), relaxation.space)
+            wrong += (float(r.detach()) == 0) != is_valid(relaxation.topology(), relaxation.space)
+            touched += any(bool(value != 0) != (place in offending) for place, value in enumerate(gradient))
+    return {"topologies": topologies, "valid": valid, "penalty_wrong": wrong, "gradient_elsewhere": touched}
+
+
+def offending_variables(relaxation: TopologyRelaxation) -> set[int]:
+    """Places in β that r's gradient may touch.
+
+    For each node without an input edge: of every predecessor, the most probable choice, and the most probable one that
+    would have given the node its edge.
+    """
+    edges, space = relaxation.topology(), relaxation.space
+    starts = list(itertools.accumulate([0, *map(len, relaxation.choices)]))
+    beta = relaxation.beta.detach().tolist()
+    found = set()
+    for node in set(range(space.inputs, space.inputs + space.nodes)) - {target for _, target in edges}:
+        for start, sets in zip(starts, relaxation.choices, strict=False):
+            numbers = range(start, start + len(sets))
+            giving = [n for n, choice in zip(numbers, sets, strict=True) if any(edge[1] == node for edge in choice)]
+            if giving:
+                found |= {max(numbers, key=beta.__getitem__), max(giving, key=beta.__getitem__)}
+    return found
+
+
+def _edge_counts() -> dict[str, Any]:
+    """How many edges derived cells have, over random β: with pairs on DARTS' four nodes, and with any number."""
+    draws = generator(0, "edges")
+    counts: dict[str, list[int]] = {}
+    for name, relaxation in relaxations(4).items():
+        seen = set()
+        for _ in range(300):
+            with torch.no_grad():
+                relaxation.beta.copy_(torch.randn(relaxation.beta.shape, generator=draws, dtype=torch.float64))
+            if is_valid(relaxation.topology(), relaxation.space):
+                seen.add(len(relaxation.derive().edges))
+        counts[name] = sorted(seen)
+    return {"edges": counts}
+
+
+def _memory() -> dict[str, Any]:
+    """Saved activation bytes of supernets with topology variables over those of DARTS on the same edges."""
+    images = torch.zeros(8, 3, 16, 16)
+    ratios = {}
+    for nodes in (4, 7):
+        full = Space(OPERATIONS, nodes)
+        for name, space, relaxation in (
+            ("output pairs", output_edge_space(full), OutputEdges),
+            ("output subsets", full, AnyOutputEdges),
+        ):
+            saved = [
+                saved_activation_bytes(SearchNetwork(space, channels=8, cells=3, relaxation=kind), images)
+                for kind in (relaxation, SoftmaxRelaxation)
+            ]
+            ratios[f"{name}, N={nodes + 2}"] = round(saved[0] / saved[1], 5)
+    return {"memory": ratios}
+
+
+def _judge_merge(record: Record) -> Verdict:
+    values, slopes = (max(record.values(name)[0].values()) for name in ("merge_error", "gradient_error"))
+    memory = max(record.values("memory")[0].values())
+    return exact(
+        values < 1e-12 and slopes < 1e-12 and memory < 1.02,
+        f"N = 4..9, pairs and subsets: values differ by {values:.0e}, gradients by {slopes:.0e}; "
+        f"at most {memory:.4f} times the saved activation bytes of DARTS on the same edges",
+    )
+
+
+def _judge_scale(record: Record) -> Verdict:
+    error = max(record.values("scale_error")[0].values())
+    return exact(error < 1e-12, f"N = 4..9, all spaces, each with its own factor: at most {error:.0e} from 1")
+
+
+def _judge_penalty(record: Record) -> Verdict:
+    count, valid = record.values("topologies")[0], record.values("valid")[0]
+    wrong, elsewhere = record.values("penalty_wrong")[0], record.values("gradient_elsewhere")[0]
+    return exact(
+        wrong == 0 and elsewhere == 0,
+        f"all {count:,} topologies of small cells, {valid:,} of them valid: {wrong} with a wrong zero, "
+        f"{elsewhere} with a gradient elsewhere (the sum taken over intermediate nodes)",
+    )
+
+
+def _judge_edges(record: Record) -> Verdict:
+    counts = record.values("edges")[0]
+    some = counts["output subsets, empty too"]
+    return exact(
+        counts["output pairs"] == [8] and counts["input pairs"] == [8] and len(some) > 5,
+        f"pairs on four nodes: always {counts['output pairs'][0]} edges; any number: {some[0]} to {some[-1]}",
+    )
+
+
+register(
+    Experiment(
+        "stretchable-exact",
+        "Merged form, factors, penalty, edges and memory of the topology variables",
+        CHAPTER,
+        exact_results,
+        {
+            "stretchable.merge": _judge_merge,
+            "stretchable.scale": _judge_scale,
+            "stretchable.penalty": _judge_penalty,
+            "stretchable.edges": _judge_edges,
+        },
+        seeded=False,
+    )
+)
+
+
+# --- what the trained experiments share -------------------------------------------------------------------------------
+
+
+class OutputEdgeDarts(darts.Search):
+    """DARTS whose cells keep the strongest output edges of every node instead of the strongest input edges."""
+
+    def build_relaxation(self, space: Space) -> StrongestOutputs:
+        return StrongestOutputs(space)
+
+
+def _numbers(workplace: Workplace) -> StretchableScale:
+    assert isinstance(workplace.scale, StretchableScale)  # the registry saw to it
+    return workplace.scale
+
+
+def search_summary(search: GradientSearch) -> dict[str, Any]:
+    """What a finished search found: cells, their depth and size, and what the search cost."""
+    result = search.result()
+    return {**cell_summary(result.genotype), "seconds": round(result.seconds, 1)}
+
+
+def cell_summary(genotype: Genotype) -> dict[str, Any]:
+    """A genotype and statistics of its normal cell: longest path, mean depth of nodes, edges, nodes left."""
+    normal = genotype.normal
+    return {
+        "genotype": genotype.to_json(),
+        "depth": cell_depth(normal),
+        "mean_depth": round(mean_depth(normal), 4),
+        "edges": len(normal.edges),
+        "nodes": len(normal.connected()),
+    }
+
+
+def _paired(values: np.ndarray, what: str) -> tuple[bool, bool, str]:
+    """Sign, significance and a line for the mean of one difference a seed."""
+    p = one_sided_p(values)
+    numbers = f"{what} {values.mean():+.2%}, one-sided p = {p:.2f}, {len(values)} seeds"
+    return bool(values.mean() > 0), p < LEVEL, numbers
+
+
+# --- Table 1 ----------------------------------------------------------------------------------------------------------
+
+
+def rows(workplace: Workplace) -> dict[str, Any]:
+    """The rows of Table 1 that need no other paper's code, each searched once and trained at two sizes of network.
+
+    ``trained`` keeps the scale's channels, ``matched`` takes those that come nearest to its number of parameters.
+    Everything is searched and evaluated with the first number of layers, but for the rows L of ``stretchable-layers``.
+    """
+    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    first = replace(search_config(scale), order="first-order")
+    searches: dict[str, GradientSearch | random_search.Search] = {
+        "DARTS, first order": darts.Search(first, data, scale.space, seed),
+        "DARTS, second order": darts.Search(replace(first, order="second-order"), data, scale.space, seed),
+        "DARTS, output pairs": stretchable.Search(pairs_config(scale), data, scale.space, seed),
+        "MiLeNAS": milenas.Search(milenas_config(scale), data, scale.space, seed),
+        "MiLeNAS-SC": stretchable.Search(stretchable_config(scale), data, scale.stretchable_space, seed),
+    }
+    values: dict[str, Any] = {}
+    for name, search in searches.items():
+        workplace.drive(search, f"search {name}")
+        values[name] = _row(workplace, name, search)
+    learned = Genotype.from_json(values["MiLeNAS-SC"]["genotype"])
+    search = random_search.Search(random_search_config(scale), data, scale.stretchable_space, seed, learned)
+    workplace.drive(search, "search random operations")
+    values["random operations"] = _row(workplace, "random operations", search)
+    return values
+
+
+def _row(workplace: Workplace, name: str, search: GradientSearch | random_search.Search) -> dict[str, Any]:
+    genotype = search.result().genotype
+    trained = {
+        size: {k: v for k, v in train_derived(workplace, genotype, f"{name} {size}", parameters=p).items() if k in KEPT}
+        for size, p in (("trained", None), ("matched", _numbers(workplace).parameters))
+    }
+    return {**cell_summary(genotype), "seconds": round(search.result().seconds, 1), **trained}
+
+
+KEPT = ("test_accuracy", "train_accuracy", "parameters")
+"""What is kept of a training whose genotype stands elsewhere in the record."""
+
+
+def _judge_random(record: Record) -> Verdict:
+    random, first = (
+        np.array([row["matched"]["test_accuracy"] for row in record.values(name)])
+        for name in ("random operations", "DARTS, first order")
+    )
+    right, significant, numbers = _paired(random - first, "difference")
+    return trend(
+        right,
+        significant,
+        f"random operations {mean_and_error(random)}, DARTS first order {mean_and_error(first)}; {numbers}",
+    )
+
+
+register(
+    Experiment(
+        "stretchable-rows",
+        "Table 1: DARTS, pairs, MiLeNAS, stretchable cells, random operations",
+        CHAPTER,
+        rows,
+        {"stretchable.random": _judge_random},
+        scaled=stretchable_scale,
+    )
+)
+
+
+# --- Table 3, Fig. 3 and Fig. 4 ---------------------------------------------------------------------------------------
+
+
+def layers(workplace: Workplace) -> dict[str, Any]:
+    """Search at every number of layers, train what was found at every number of layers, at equal parameters.
+
+    For each method ``searches[L]`` says what was found, and ``matrix[i][j]`` is the test accuracy of the cells that
+    were searched with the i-th number of layers, evaluated with the j-th. DARTS runs on its own number of nodes and on
+    that of the stretchable cell. ``trajectory`` follows the normal stretchable cell over the epochs, for the least and
+    the greatest number of layers.
+    """
+    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    wide = replace(scale.space, nodes=scale.stretchable_nodes)
+    values: dict[str, Any] = {"layers": list(scale.layers), "trajectory": {}}
+    for method in (STRETCHABLE, "DARTS", WIDE_DARTS):
+        searches, matrix, parameters = {}, [], []
+        for depth in scale.layers:
+            search: GradientSearch
+            deep = replace(scale, search_cells=depth)
+            if method == STRETCHABLE:
+                search = stretchable.Search(stretchable_config(deep), data, scale.stretchable_space, seed)
+            else:
+                search = darts.Search(search_config(deep), data, scale.space if method == "DARTS" else wide, seed)
+            workplace.drive(search, f"{method} L={depth}")
+            searches[str(depth)] = search_summary(search)
+            if method == STRETCHABLE and depth in (scale.layers[0], scale.layers[-1]):
+                values["trajectory"][str(depth)] = [trajectory_step(report) for report in search.history]
+            trained = [
+                train_derived(
+                    workplace,
+                    search.result().genotype,
+                    f"{method} L={depth} at {at}",
+                    cells=at,
+                    parameters=scale.parameters,
+                )
+                for at in scale.layers
+            ]
+            matrix.append([t["test_accuracy"] for t in trained])
+            parameters.append([t["parameters"] for t in trained])
+        values[method] = {"searches": searches, "matrix": matrix, "parameters": parameters}
+    return values
+
+
+STRETCHABLE = "MiLeNAS-SC"
+WIDE_DARTS = "DARTS, more nodes"
+
+
+def trajectory_step(report: stretchable.Report) -> dict[str, Any]:
+    """One epoch of the normal cell, small enough for a record; :func:`trajectory_reports` reads it back."""
+    return {
+        "epoch": report.epoch,
+        "coefficients": np.round(report.coefficients["normal"].numpy().astype(float), 3).tolist(),
+        "edge_probabilities": np.round(report.edge_probabilities["normal"].numpy().astype(float), 3).tolist(),
+        "genotype": Genotype({"normal": report.genotype.normal}).to_json(),
+    }
+
+
+def _judge_layers(record: Record) -> Verdict:
+    matrices = np.array([value["matrix"] for value in record.values(STRETCHABLE)])
+    count = matrices.shape[1]
+    own = matrices[:, range(count), range(count)]
+    others = (matrices.sum(2) - own) / (count - 1)
+    right, significant, numbers = _paired((own - others).mean(1), "own number of layers against the others")
+    best = int((matrices.argmax(2) == np.arange(count)).sum())
+    return trend(right, significant, f"{numbers}; best at its own number {best} times of {own.size}")
+
+
+def _judge_depth(record: Record) -> Verdict:
+    layers = [str(depth) for depth in record.values("layers")[0]]
+    depths = np.array(
+        [[value["searches"][depth]["mean_depth"] for depth in layers] for value in record.values(STRETCHABLE)]
+    )
+    difference = depths[:, 0] - depths[:, -1]
+    p = one_sided_p(difference)
+    means = ", ".join(f"{value:.2f} at L={depth}" for value, depth in zip(depths.mean(0), layers, strict=True))
+    return trend(
+        bool(difference.mean() > 0),
+        p < LEVEL,
+        f"mean depth of a node {means}; one-sided p = {p:.2f}, {len(depths)} seeds",
+    )
+
+
+register(
+    Experiment(
+        "stretchable-layers",
+        "Table 3, Fig. 3 and 4: layers in the search and in the evaluation",
+        CHAPTER,
+        layers,
+        {"stretchable.layers": _judge_layers, "stretchable.depth": _judge_depth},
+        scaled=stretchable_scale,
+    )
+)
+
+
+# --- Table 4 ----------------------------------------------------------------------------------------------------------
+
+
+def stability(workplace: Workplace) -> dict[str, Any]:
+    """Cells derived at 40, 60, 80 and 100 % of the search (the paper: epochs 20, 30, 40, 50), each trained."""
+    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    epochs = [max(1, round(scale.search_epochs * share)) for share in (0.4, 0.6, 0.8, 1.0)]
+    searches: dict[str, GradientSearch] = {
+        "DARTS": darts.Search(search_config(scale), data, scale.space, seed),
+        "DARTS, output pairs": stretchable.Search(pairs_config(scale), data, scale.space, seed),
+    }
+    values: dict[str, Any] = {"epochs": epochs}
+    for name, search in searches.items():
+        workplace.drive(search, f"search {name}")
+        values[name] = [
+            train_derived(workplace, search.history[epoch - 1].genotype, f"{name} epoch {epoch}") for epoch in epochs
+        ]
+    return values
+
+
+def _judge_stability(record: Record) -> Verdict:
+    spreads = {
+        name: np.array([np.std([t["test_accuracy"] for t in run], ddof=1) for run in record.values(name)])
+        for name in ("DARTS", "DARTS, output pairs")
+    }
+    right, significant, numbers = _paired(spreads["DARTS"] - spreads["DARTS, output pairs"], "difference")
+    means = ", ".join(f"{name} {spread.mean():.2%}" for name, spread in spreads.items())
+    return trend(right, significant, f"deviation over four epochs: {means}; {numbers}")
+
+
+register(
+    Experiment(
+        "stretchable-stability",
+        "Table 4: cells derived at four epochs of one search",
+        CHAPTER,
+        stability,
+        {"stretchable.stability": _judge_stability},
+        scaled=stretchable_scale,
+    )
+)
+
+
+# --- Table 5 ----------------------------------------------------------------------------------------------------------
+
+
+def perspective(workplace: Workplace) -> dict[str, Any]:
+    """Input against output edges, for DARTS and for learned pairs, with the scale's channels and layers.
+
+    DARTS searches once and derives twice, since its search does not know which edges will be kept.
+    """
+    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    search: GradientSearch = OutputEdgeDarts(
+        replace(search_config(scale), order="first-order"), data, scale.space, seed
+    )
+    workplace.drive(search, "search DARTS")
+    inputs = {kind: strongest_edges(c, scale.space) for kind, c in search.network.coefficients().items()}
+    found = {"DARTS, input edges": Genotype(inputs), "DARTS, output edges": search.result().genotype}
+    output_pairs = pairs_config(scale)
+    input_pairs = replace(output_pairs, topology="input-edges")
+    for name, config in (("pairs, input edges", input_pairs), ("pairs, output edges", output_pairs)):
+        search = stretchable.Search(config, data, scale.space, seed)
+        workplace.drive(search, f"search {name}")
+        found[name] = search.result().genotype
+    return {name: {**cell_summary(cells), **train_derived(workplace, cells, name)} for name, cells in found.items()}
+
+
+def _judge_perspective(record: Record) -> Verdict:
+    names = ("pairs, output edges", "pairs, input edges", "DARTS, output edges", "DARTS, input edges")
+    accuracy = {name: np.array([value["test_accuracy"] for value in record.values(name)]) for name in names}
+    right, significant, numbers = _paired(accuracy[names[0]] - accuracy[names[1]], "difference of the pairs")
+    means = "; ".join(f"{name} {mean_and_error(values)}" for name, values in accuracy.items())
+    return trend(right, significant, f"{means}; {numbers}")
+
+
+register(
+    Experiment(
+        "stretchable-perspective",
+        "Table 5: choosing input edges or output edges",
+        CHAPTER,
+        perspective,
+        {"stretchable.perspective": _judge_perspective},
+        scaled=stretchable_scale,
+    )
+)
+
+
+# --- Fig. 5 -----------------------------------------------------------------------------------------------------------
+
+
+def edge_numbers(workplace: Workplace) -> dict[str, Any]:
+    """One, two or three edges a node against any number, on the same nodes and at equal parameters.
+
+    DARTS keeps its strongest input edges, from one search; learned topologies choose output edges.
+    """
+    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    first = replace(search_config(scale), order="first-order")
+    search: GradientSearch = darts.Search(first, data, scale.space, seed)
+    workplace.drive(search, "search DARTS")
+    found: dict[str, Genotype] = {}
+    for number in (1, 2, 3):
+        space = replace(scale.space, edges_per_node=number)
+        kinds = search.network.coefficients().items()
+        found[f"DARTS, {number}"] = Genotype({kind: strongest_edges(c, space) for kind, c in kinds})
+    pairs = pairs_config(scale)
+    configs = {f"learned, {number}": replace(pairs, edges_per_node=number) for number in (1, 2, 3)}
+    configs["learned, any"] = replace(pairs, topology="any-output-edges")
+    for name, config in configs.items():
+        search = stretchable.Search(config, data, scale.space, seed)
+        workplace.drive(search, f"search {name}")
+        found[name] = search.result().genotype
+    return {
+        name: {**cell_summary(cells), **train_derived(workplace, cells, name, parameters=scale.parameters)}
+        for name, cells in found.items()
+    }
+
+
+register(
+    Experiment(
+        "stretchable-numbers",
+        "Fig. 5: one, two, three edges a node against any number",
+        CHAPTER,
+        edge_numbers,
+        scaled=stretchable_scale,
+    )
+)

@@ -1,0 +1,306 @@
+"""Topology variables: a relaxation that learns which edges stay, apart from what stands on them.
+
+Stretchable Cells (Huang et al., AAAI 2022; Chapter 2). Every node chooses one of several sets of edges, with a softmax
+over topology variables β, beside DARTS' softmax over the operations of each edge. The three spaces of the paper
+differ in who chooses and from what:
+
+* :class:`InputEdges`: each node its input edges, two of them (Eq. 3–6);
+* :class:`OutputEdges`: each node its output edges, two of them (Eq. 7–10);
+* :class:`AnyOutputEdges`: each node its output edges, any number of them (Eq. 11–13).
+
+Symbols: ``alpha`` is α, ``beta`` is β, a *choice* is a pair (m, n) of Eq. 3 and 7 or a binary code b of Eq. 11. Nodes
+are numbered from 0, the paper's from 1; its N is ``space.inputs + space.nodes`` in the formulas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import InvalidInput, require_positive
+from nasbook.genotypes import ZERO, CellGenotype, Edge, Space
+from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
+
+Choice = frozenset[tuple[int, int]]
+"""A set of edges, (source, target), that one node may choose."""
+
+MOST_OUTPUT_EDGES = 14
+"""Of one node with arbitrary numbers of them: it has two to the power of so many topology variables."""
+
+
+class TopologyRelaxation(Relaxation):
+    """Operations and edges learned apart: coefficient = merged probability of the edge × softmax over its operations.
+
+    Only the merged probabilities enter the supernet, one number an edge; no sum of two edges is ever made (Eq. 6).
+
+    Args:
+        space: the cell space; the paper's has no zero operation, because β says which edges there are.
+        choices: for each node that chooses, the sets of edges that it chooses from.
+        scaled: multiply by the factor that makes every merged probability 1 at uniform β (Eq. 10, 13).
+        penalty_weight: λ of Eq. 15.
+        scale: standard deviation of the initial α and β.
+
+    Raises:
+        InvalidInput: the space has the zero operation, an edge of the space is in no choice, or λ is negative.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        choices: Sequence[Sequence[Choice]],
+        *,
+        scaled: bool = True,
+        penalty_weight: float = 10.0,
+        scale: float = 1e-3,
+    ) -> None:
+        super().__init__(space)
+        if ZERO in space.operations:
+            raise InvalidInput(f"The topology variables say which edges there are: leave {ZERO!r} out of the space.")
+        if not penalty_weight >= 0:
+            raise InvalidInput(f"penalty_weight must be at least 0, got {penalty_weight}.")
+        self.choices = tuple(tuple(sets) for sets in choices)
+        self.penalty_weight = penalty_weight
+        self.scaled = scaled
+        count, most = sum(map(len, self.choices)), max(map(len, self.choices))
+        self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
+        self.beta = nn.Parameter(scale * torch.randn(count))
+
+        # β is one vector; as a table it has a row for each node that chooses, filled up with -inf (place -1).
+        table = torch.full((len(self.choices), most), -1)
+        numbers = iter(range(count))
+        for row, sets in enumerate(self.choices):
+            table[row, : len(sets)] = torch.tensor([next(numbers) for _ in sets])
+        holds = torch.tensor(
+            [[[edge in choice for edge in space.edges] for choice in _filled(sets, most)] for sets in self.choices]
+        )
+        with_edge = holds.sum(1)  # of each node's choices, how many have the edge
+        if not bool((with_edge > 0).any(0).all()):
+            unused = space.edges[int((with_edge > 0).any(0).int().argmin())]
+            raise InvalidInput(
+                f"No node can choose the edge from {unused[0]} to {unused[1]}: leave it out of the space "
+                f"(see nasbook.supernets.output_edge_space)."
+            )
+        chooser = (with_edge > 0).int().argmax(0)  # which node decides about each edge
+        sizes = torch.tensor([len(sets) for sets in self.choices])
+        self.register_buffer("_table", table, persistent=False)
+        self.register_buffer("_holds", holds.flatten(0, 1).to(self.beta.dtype), persistent=False)
+        self.register_buffer("_chooser", chooser, persistent=False)
+        self.register_buffer("_lacks", ~holds[chooser, :, range(len(space.edges))], persistent=False)
+        self.register_buffer("_of_all", sizes[chooser].to(self.beta.dtype), persistent=False)
+        self.register_buffer("_with_edge", with_edge.sum(0).to(self.beta.dtype), persistent=False)
+
+    _table: Tensor
+    _holds: Tensor
+    _chooser: Tensor
+    _lacks: Tensor
+    _of_all: Tensor
+    _with_edge: Tensor
+
+    def beta_table(self) -> Float[Tensor, "choosers choices"]:
+        """β, a row for each node that chooses; minus infinity where a node has fewer choices than another."""
+        return F.pad(self.beta, (0, 1), value=-torch.inf)[self._table]
+
+    def probabilities(self) -> Float[Tensor, "choosers choices"]:
+        """The combinatorial probabilities p, each row a softmax (Eq. 5, 8, 12)."""
+        return self.beta_table().softmax(dim=-1)
+
+    def edge_probabilities(self) -> Float[Tensor, " edges"]:
+        """For each edge, how likely it is chosen: the merged probabilities s without a factor (Eq. 6, 9, 13)."""
+        return self.probabilities().flatten() @ self._holds
+
+    def edge_coefficients(self) -> Float[Tensor, " edges"]:
+        """The merged probabilities s with their factor: of all choices, over those with the edge (Eq. 10, 13)."""
+        s = self.edge_probabilities()
+        return s * (self._of_all / self._with_edge) if self.scaled else s
+
+    def coefficients(self) -> Float[Tensor, "edges operations"]:
+        return self.edge_coefficients()[:, None] * self.alpha.softmax(dim=-1)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """λ·r(β) of Eq. 15."""
+        return self.penalty_weight * self.invalidity()
+
+    def invalidity(self) -> Float[Tensor, ""]:
+        """r(β), the passive-aggressive regularisation (Eq. 14): zero when every node has an input edge.
+
+        The paper's sum starts at its node 1; it is over the intermediate nodes here, as inputs have no input edges.
+        """
+        beta = self.beta_table()
+        best = beta.max(dim=-1).values[self._chooser]
+        best_with_edge = beta[self._chooser].masked_fill(self._lacks, -torch.inf).max(dim=-1).values
+        missing = 1 - (best_with_edge - best).exp()  # 1 - max p over the choices with the edge / max p over all
+        space = self.space
+        rows = [
+            [row for row, edge in enumerate(space.edges) if edge[1] == node]
+            for node in range(space.inputs, space.inputs + space.nodes)
+        ]
+        return torch.stack([missing[of_node].prod() for of_node in rows]).sum()
+
+    def topology(self) -> frozenset[tuple[int, int]]:
+        """The edges of the most probable choice of every node; ties go to the first."""
+        rows = self.beta_table().detach().tolist()
+        return frozenset().union(
+            *(sets[row.index(max(row))] for row, sets in zip(rows, self.choices, strict=True))
+        )
+
+    def derive(self) -> CellGenotype:
+        """The most probable choice of every node, with the strongest operation on each edge.
+
+        A node that none of its predecessors chooses is removed, and what leaves it too. Where that would leave
+        nothing, the inputs' most probable choice that has an edge stands in.
+
+        Raises:
+            InvalidInput: an architecture weight is not finite.
+        """
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
+            raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
+        edges = self.topology()
+        if not any(source < self.space.inputs for source, _ in edges):
+            edges |= self._least_unlikely()
+        return connected_cell(edges, self.alpha, self.space)
+
+    def _least_unlikely(self) -> Choice:
+        """Of the inputs' choices that have an edge, the one that its node gives up the least for."""
+        rows = self.beta_table().detach().tolist()
+        candidates = [
+            (max(row) - value, number, place)
+            for number, (row, sets) in enumerate(zip(rows, self.choices, strict=True))
+            for place, (value, choice) in enumerate(zip(row, sets, strict=False))
+            if any(source < self.space.inputs for source, _ in choice)
+        ]
+        _, number, place = min(candidates)
+        return self.choices[number][place]
+
+
+class InputEdges(TopologyRelaxation):
+    """Every node chooses ``number`` of its input edges (Eq. 3–6), all of them where it has fewer.
+
+    Eq. 6 has no factor; ``scaled=True`` gives it the one that Eq. 10 gives to output edges.
+    """
+
+    def __init__(self, space: Space, number: int = 2, *, scaled: bool = False, **options: float) -> None:
+        require_positive(number=number)
+        nodes = range(space.inputs, space.inputs + space.nodes)
+        sources = {node: space.sources(node) for node in nodes}
+        choices = [
+            [frozenset((m, node) for m in chosen) for chosen in itertools.combinations(some, min(number, len(some)))]
+            for node, some in sources.items()
+        ]
+        super().__init__(space, choices, scaled=scaled, **options)
+
+
+class OutputEdges(TopologyRelaxation):
+    """Every node chooses ``number`` of its output edges (Eq. 7–10); a node that has fewer keeps none.
+
+    That is the paper's pair space: Eq. 10 is undefined for the last node but one, and only without that node's edge
+    does a cell of four intermediate nodes have eight edges. Inputs are no targets, unlike in Eq. 7 as printed.
+    """
+
+    def __init__(self, space: Space, number: int = 2, *, scaled: bool = True, **options: float) -> None:
+        require_positive(number=number)
+        choices = [
+            [frozenset((node, n) for n in chosen) for chosen in itertools.combinations(space.targets(node), number)]
+            for node in _choosing(space)
+        ]
+        if not any(choices):
+            raise InvalidInput(f"No node has {number} later nodes to choose from: lower number, or add nodes.")
+        super().__init__(space, [sets for sets in choices if sets], scaled=scaled, **options)
+
+
+class AnyOutputEdges(TopologyRelaxation):
+    """Every node chooses any number of its output edges: the stretchable cell (Eq. 11–13).
+
+    Args:
+        space: the cell space.
+        empty: whether a node may choose no edge. The text allows it ("including none"), and then it has 2^n choices
+            of n edges and Eq. 13's factor is 2; the sum in Eq. 11 and the factor printed in Eq. 13 leave it out.
+        scaled: whether to use that factor.
+        options: ``penalty_weight`` and ``scale`` of :class:`TopologyRelaxation`.
+    """
+
+    def __init__(self, space: Space, *, empty: bool = True, scaled: bool = True, **options: float) -> None:
+        targets = {node: space.targets(node) for node in _choosing(space)}
+        most = max(map(len, targets.values()))
+        if most > MOST_OUTPUT_EDGES:
+            raise InvalidInput(
+                f"A node with {most} output edges has 2^{most} sets of them to choose from; "
+                f"at most {MOST_OUTPUT_EDGES} edges are supported: use fewer nodes."
+            )
+        choices = [
+            [
+                frozenset((node, n) for n in chosen)
+                for size in range(0 if empty else 1, len(later) + 1)
+                for chosen in itertools.combinations(later, size)
+            ]
+            for node, later in targets.items()
+        ]
+        super().__init__(space, choices, scaled=scaled, **options)
+
+
+class StrongestOutputs(SoftmaxRelaxation):
+    """DARTS that keeps, for every node, its strongest *output* edges: Table 5's comparison.
+
+    A node with fewer later nodes than ``space.edges_per_node`` keeps none, so that cells have as many edges as those
+    of :class:`OutputEdges`.
+    """
+
+    def derive(self) -> CellGenotype:
+        weights = self.coefficients().detach()
+        if not bool(torch.isfinite(weights).all()):
+            raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
+        columns = [i for i, name in enumerate(self.space.operations) if name != ZERO]
+        strength = dict(zip(self.space.edges, weights[:, columns].amax(dim=-1).tolist(), strict=True))
+        edges = []
+        for node in _choosing(self.space):
+            ranked = sorted(self.space.targets(node), key=lambda target: -strength[node, target])
+            if len(ranked) >= self.space.edges_per_node:
+                edges += [(node, target) for target in ranked[: self.space.edges_per_node]]
+        return connected_cell(edges, weights, self.space)
+
+
+def output_edge_space(space: Space, number: int = 2) -> Space:
+    """The space without the edges of nodes that have fewer than ``number`` later nodes, which choose none of them."""
+    unused = [edge for edge in space.edges if len(space.targets(edge[0])) < number]
+    return replace(space, left_out=tuple(sorted({*space.left_out, *unused})))
+
+
+def connected_cell(
+    edges: Iterable[tuple[int, int]], weights: Float[Tensor, "edges operations"], space: Space
+) -> CellGenotype:
+    """The cell with the strongest operation on each of the edges, and without nodes that no input reaches.
+
+    Args:
+        edges: (source, target) of the edges to keep.
+        weights: α or its softmax; the zero operation never counts, and ties go to the lower index.
+        space: the cell space.
+
+    Raises:
+        InvalidInput: no edge leaves an input, so that no cell remains.
+    """
+    columns = [i for i, name in enumerate(space.operations) if name != ZERO]
+    table = dict(zip(space.edges, weights.detach()[:, columns].tolist(), strict=True))
+    reached = set(range(space.inputs))
+    kept = []
+    for source, target in sorted(edges, key=lambda edge: edge[1]):  # a node's own inputs come before its outputs
+        if source in reached:
+            best = table[source, target].index(max(table[source, target]))
+            kept.append(Edge(source, target, space.choices[best]))
+            reached.add(target)
+    return CellGenotype(tuple(kept), space.nodes, space.inputs)
+
+
+def _choosing(space: Space) -> range:
+    """The nodes that have later nodes: all but the last."""
+    return range(space.inputs + space.nodes - 1)
+
+
+def _filled(sets: Sequence[Choice], length: int) -> Iterator[Choice]:
+    """The sets, and empty ones up to a length."""
+    yield from sets
+    yield from itertools.repeat(frozenset(), length - len(sets))
