@@ -6,10 +6,11 @@ Chapter 2. DARTS with one change: the architecture minimises both losses, as Eq.
 
 First order takes both gradients at w; second order both at the unrolled w′.
 
-The weight λ is on the validation loss, as in both papers. The authors' code multiplies the *training* gradient by a
-weight, reads a weight for the validation loss and never uses it; at the published 1 and 1 that is the same. It also
-clips the gradients of the architecture after the weights' backward pass, where the weights' were meant, and takes the
-first batch of a fresh iterator over the validation images at every step. We do neither.
+The weight λ is on the validation loss, as in both papers. The authors' code (chaoyanghe/MiLeNAS) multiplies the
+*training* gradient by a weight; it takes a weight for the validation loss too, and the lines that would apply it are
+commented out. At its defaults, 1 and 1, that is the same. It also clips the gradients of the architecture after the
+weights' backward pass, so that the weights' are never clipped, and draws each validation batch from a fresh iterator,
+with replacement. We clip the weights' gradients and walk through the validation images in order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Config(darts.Config):
     train_weight: float = 1.0
     """Of the training loss in the architecture's objective; 0 gives DARTS."""
     validation_weight: float = 1.0
-    """Of the validation loss: λ, 1 in the authors' scripts."""
+    """Of the validation loss: λ, 1 in the authors' code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
