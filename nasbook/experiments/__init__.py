@@ -10,8 +10,6 @@ from nasbook.experiments.differentiable_search import (
 )
 from nasbook.experiments.image_cells import (
     SEARCH_CONFIGS,
-    STRETCHABLE_SCALES,
-    StretchableScale,
     derived_network,
     fit_config,
     milenas_config,
@@ -19,7 +17,6 @@ from nasbook.experiments.image_cells import (
     search_config,
     search_space,
     stretchable_config,
-    stretchable_scale,
     train_derived,
 )
 from nasbook.experiments.records import (
@@ -39,7 +36,14 @@ from nasbook.experiments.registry import (
     list_experiments,
     reproduce,
 )
-from nasbook.experiments.scale import SCALES, Scale, get_scale
+from nasbook.experiments.scale import (
+    SCALES,
+    STRETCHABLE_SCALES,
+    Scale,
+    StretchableScale,
+    get_scale,
+    stretchable_scale,
+)
 from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [

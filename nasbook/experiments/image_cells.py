@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,51 +11,12 @@ import torch
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
-from nasbook.experiments.scale import SCALES, Scale
+from nasbook.experiments.scale import Scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
 from nasbook.methods import darts, milenas, random_search, stretchable
 from nasbook.networks import DerivedNetwork, channels_for
 from nasbook.seeding import fold_seed
 from nasbook.training import Fit, FitConfig
-
-
-@dataclass(frozen=True)
-class StretchableScale(Scale):
-    """The numbers of Chapter 2, which searches at several depths and compares networks of one size."""
-
-    stretchable_nodes: int
-    """Intermediate nodes where a node may choose any number of edges (the paper: 6, DARTS 4)."""
-    layers: tuple[int, ...]
-    """Numbers of cells, L, to search and to evaluate at; the first is that of single searches."""
-    parameters: int
-    """Parameters of compared networks: each gets the channels C that come nearest."""
-
-    @property
-    def stretchable_space(self) -> Space:
-        """The space of the stretchable cell: without the zero operation, with more nodes."""
-        return Space(self.space.choices, self.stretchable_nodes)
-
-
-STRETCHABLE_SCALES: dict[str, StretchableScale] = {
-    name: StretchableScale(
-        **{**vars(SCALES[name]), "search_cells": layers[0], "cells": layers[0]},
-        stretchable_nodes=nodes,
-        layers=layers,
-        parameters=parameters,
-    )
-    for name, nodes, layers, parameters in (
-        ("quick", 5, (4, 8, 12), 20_000),
-        ("laptop", 6, (4, 8), 200_000),
-        ("gpu", 6, (8, 12, 16), 1_500_000),
-        ("paper", 6, (8, 12, 16, 20), 3_500_000),
-    )
-}
-"""The scales of Chapter 2 by name."""
-
-
-def stretchable_scale(scale: Scale) -> StretchableScale:
-    """The numbers of Chapter 2 at a scale."""
-    return scale if isinstance(scale, StretchableScale) else STRETCHABLE_SCALES[scale.name]
 
 
 def search_config(scale: Scale, epochs: int | None = None) -> darts.Config:

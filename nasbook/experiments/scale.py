@@ -167,6 +167,45 @@ SCALES: dict[str, Scale] = {
 """The four scales by name."""
 
 
+@dataclass(frozen=True)
+class StretchableScale(Scale):
+    """The numbers of Chapter 2, which searches at several depths and compares networks of one size."""
+
+    stretchable_nodes: int
+    """Intermediate nodes where a node may choose any number of edges (the paper: 6, DARTS 4)."""
+    layers: tuple[int, ...]
+    """Numbers of cells, L, to search and to evaluate at; the first is that of single searches."""
+    parameters: int
+    """Parameters of compared networks: each gets the channels C that come nearest."""
+
+    @property
+    def stretchable_space(self) -> Space:
+        """The space of the stretchable cell: without the zero operation, with more nodes."""
+        return Space(self.space.choices, self.stretchable_nodes)
+
+
+STRETCHABLE_SCALES: dict[str, StretchableScale] = {
+    name: StretchableScale(
+        **{**vars(SCALES[name]), "search_cells": layers[0], "cells": layers[0]},
+        stretchable_nodes=nodes,
+        layers=layers,
+        parameters=parameters,
+    )
+    for name, nodes, layers, parameters in (
+        ("quick", 5, (4, 8, 12), 20_000),
+        ("laptop", 6, (4, 8), 200_000),
+        ("gpu", 6, (8, 12, 16), 1_500_000),
+        ("paper", 6, (8, 12, 16, 20), 3_500_000),
+    )
+}
+"""The scales of Chapter 2 by name."""
+
+
+def stretchable_scale(scale: Scale) -> StretchableScale:
+    """The numbers of Chapter 2 at a scale."""
+    return scale if isinstance(scale, StretchableScale) else STRETCHABLE_SCALES[scale.name]
+
+
 def get_scale(name: str | None = None) -> Scale:
     """The scale of that name; None takes ``NASBOOK_SCALE``, or ``quick`` where it is not set.
 

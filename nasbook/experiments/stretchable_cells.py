@@ -12,17 +12,16 @@ from torch import Tensor
 
 from nasbook.analysis import cell_depth, mean_depth, saved_activation_bytes
 from nasbook.experiments.image_cells import (
-    StretchableScale,
     milenas_config,
     pairs_config,
     random_search_config,
     search_config,
     stretchable_config,
-    stretchable_scale,
     train_derived,
 )
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.scale import StretchableScale, stretchable_scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, exact, mean_and_error, one_sided_p, trend
 from nasbook.genotypes import DARTS_OPERATIONS, ZERO, Genotype, Space
 from nasbook.methods import GradientSearch, darts, milenas, random_search, stretchable
@@ -112,7 +111,7 @@ def exact_results(_: Workplace) -> dict[str, Any]:
             weights = torch.randn(nodes, 5, generator=draws, dtype=torch.float64)
             sums = [form(relaxation, features) for form in (unmerged_nodes, merged_nodes)]
             gradients = [torch.autograd.grad((s * weights).sum(), (relaxation.beta, features)) for s in sums]
-            error = float((sums[0] - sums[1]).abs().max())
+            error = float((sums[0] - sums[1]).detach().abs().max())
             values["merge_error"][name] = max(error, values["merge_error"].get(name, 0.0))
             error = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
             values["gradient_error"][name] = max(error, values["gradient_error"].get(name, 0.0))
