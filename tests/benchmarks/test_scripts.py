@@ -15,6 +15,7 @@ import pytest
 import scaling
 import search_step
 import start_up
+import topology
 import torch
 import tyro
 from scipy import stats
@@ -187,6 +188,55 @@ def test_parts():
     ]
     assert totals[1]["seconds"] == pytest.approx(sum(row["seconds"] for row in fused))
     assert totals[3]["saved_bytes"] < totals[2]["saved_bytes"]
+
+
+STRETCHABLE = search_step.Setting(Space(("skip_connect", "sep_conv_3x3"), 3), 2, 3, 2, (1, 8))
+
+
+def test_topology_steps():
+    rows = topology.measure_steps(STRETCHABLE, 2, 3, 2, CPU)
+    assert [(row["kind"], row["update"], row["relaxation"], row["edges"]) for row in rows] == [
+        ("step", "darts", "softmax", 9),
+        ("step", "darts", "any-output-edges", 9),
+        ("step", "milenas", "softmax", 9),
+        ("pass", "darts", "softmax", 9),
+        ("step", "darts", "softmax", 8),  # without the edge of the last node but one, which has no pair
+        ("step", "darts", "output-edges", 8),
+    ]
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert rows[0]["ratio"] == rows[4]["ratio"] == 1
+    assert "extra" in rows[2]
+    for softmax, topologies in ((rows[0], rows[1]), (rows[4], rows[5])):
+        assert topologies["saved_ratio"] == topologies["saved_bytes"] / softmax["saved_bytes"]
+        assert 1 < topologies["saved_ratio"] < 1.02
+
+
+def test_topology_compares_supernets_with_the_same_weights():
+    batch = STRETCHABLE.data(2, CPU)
+    softmax, topologies = (
+        topology.Step(STRETCHABLE, name, "darts", batch, batch) for name in ("softmax", "any-output-edges")
+    )
+    for one, other in zip(softmax.network.weights(), topologies.network.weights(), strict=True):
+        assert torch.equal(one, other)
+    # At uniform variables, the coefficients are the softmax's too.
+    torch.testing.assert_close(softmax.network(batch[0]), topologies.network(batch[0]), rtol=0.02, atol=0.02)
+    assert topology.Step(STRETCHABLE, "softmax", "milenas", batch, batch).update.objective.train == 1
+
+
+def test_topology_alone():
+    steps = {(9, "any-output-edges"): 10.0}
+    rows = topology.measure_alone(STRETCHABLE, (3, 7), steps, 2, CPU)
+    names = [(row["nodes"], row["relaxation"]) for row in rows]
+    assert names == [(n, name) for n in (3, 7) for name in ("softmax", "any-output-edges", "output-edges")]
+    assert rows[1]["of_step"] == rows[1]["seconds"] / 10
+    assert [number for number, row in enumerate(rows) if "of_step" in row] == [1]
+    assert rows[4]["codes"] == 2**7  # the first node's, with the paper's N = 9
+    assert rows[0]["over_softmax"] == rows[3]["over_softmax"] == 1
+
+
+def test_the_ratio_of_rounds():
+    assert topology.ratios([2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == (2.0, 1.5, 2.5)
 
 
 def test_a_script_from_options_to_record(tmp_path, capsys):
