@@ -9,7 +9,7 @@ from typing import Any
 
 from nasbook.errors import unknown_name
 
-CHAPTERS = ("nasbook.exercises.differentiable_search",)
+CHAPTERS = ("nasbook.exercises.differentiable_search", "nasbook.exercises.stretchable_cells")
 """The modules that register exercises, one a chapter."""
 
 
