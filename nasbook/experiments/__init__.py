@@ -44,6 +44,12 @@ from nasbook.experiments.scale import (
     get_scale,
     stretchable_scale,
 )
+from nasbook.experiments.stretchable_cells import (
+    TrajectoryStep,
+    merged_nodes,
+    trajectory_reports,
+    unmerged_nodes,
+)
 from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
@@ -59,6 +65,7 @@ __all__ = [
     "Scale",
     "Status",
     "StretchableScale",
+    "TrajectoryStep",
     "Verdict",
     "Workplace",
     "autograd_hypergradient",
@@ -73,6 +80,7 @@ __all__ = [
     "judge",
     "list_experiments",
     "load_records",
+    "merged_nodes",
     "milenas_config",
     "pairs_config",
     "read_record",
@@ -88,4 +96,6 @@ __all__ = [
     "stretchable_scale",
     "toy_trajectory",
     "train_derived",
+    "trajectory_reports",
+    "unmerged_nodes",
 ]

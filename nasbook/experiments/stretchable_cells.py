@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -404,6 +405,33 @@ def trajectory_step(report: stretchable.Report) -> dict[str, Any]:
         "edge_probabilities": np.round(report.edge_probabilities["normal"].numpy().astype(float), 3).tolist(),
         "genotype": Genotype({"normal": report.genotype.normal}).to_json(),
     }
+
+
+@dataclass(frozen=True)
+class TrajectoryStep:
+    """One epoch of the normal cell as figures read it."""
+
+    epoch: int
+    """Number of the epoch, from 1."""
+    coefficients: dict[str, np.ndarray]
+    """Coefficients of the candidates, edges × operations, by the kind of cell."""
+    edge_probabilities: dict[str, np.ndarray]
+    """How likely each edge is chosen, by the kind of cell."""
+    genotype: Genotype
+    """What the search would answer after this epoch."""
+
+
+def trajectory_reports(steps: Sequence[Mapping[str, Any]]) -> list[TrajectoryStep]:
+    """What :func:`trajectory_step` wrote of every epoch, as reports that figures take."""
+    return [
+        TrajectoryStep(
+            step["epoch"],
+            {"normal": np.array(step["coefficients"])},
+            {"normal": np.array(step["edge_probabilities"])},
+            Genotype.from_json(step["genotype"]),
+        )
+        for step in steps
+    ]
 
 
 def _judge_layers(record: Record) -> Verdict:
