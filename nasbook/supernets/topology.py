@@ -225,7 +225,7 @@ class AnyOutputEdges(TopologyRelaxation):
     """
 
     def __init__(self, space: Space, *, empty: bool = True, scaled: bool = True, **options: float) -> None:
-        targets = {node: space.targets(node) for node in _choosing(space)}
+        targets = {node: later for node in _choosing(space) if (later := space.targets(node))}
         most = max(map(len, targets.values()))
         if most > MOST_OUTPUT_EDGES:
             raise InvalidInput(
