@@ -21,10 +21,20 @@ from nasbook.training.checkpoints import (
     save_checkpoint,
 )
 from nasbook.training.driver import drive
-from nasbook.training.fit import Fit, FitConfig, check_classes, evaluate, fit
+from nasbook.training.fit import (
+    CIFAR10_EVALUATION,
+    IMAGENET_EVALUATION,
+    Fit,
+    FitConfig,
+    check_classes,
+    evaluate,
+    fit,
+)
 from nasbook.training.run import EpochReport, Resumable, Run, accuracy, cosine, optimizer_form
 
 __all__ = [
+    "CIFAR10_EVALUATION",
+    "IMAGENET_EVALUATION",
     "ArchitectureGradient",
     "Batch",
     "BilevelUpdate",

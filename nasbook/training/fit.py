@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,20 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nasbook.data import ImageData, Loader, evaluation_batches
-from nasbook.errors import InvalidInput, require_positive
+from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.networks import AuxiliaryOutput, set_drop_path
 from nasbook.training.compiling import CompiledTraining
 from nasbook.training.run import EpochReport, Run, accuracy, cosine, optimizer_form
 
 CHANNELS_LAST_SIZE = 16
 """Pixels a side from which channels-last order is faster on a CPU; at 8, DARTS_V2 with 4 channels takes as long."""
+
+DECAYS: Mapping[str, Callable[[float, int, int], float]] = MappingProxyType({
+    "cosine": lambda rate, epoch, epochs: cosine(rate, 0.0, epoch / epochs),
+    "exponential": lambda rate, epoch, epochs: rate * 0.97**epoch,
+    "linear": lambda rate, epoch, epochs: rate * (1 - epoch / epochs),
+})
+"""The learning rate of an epoch, counted from 0, by name: from the first one's, that epoch and the number of them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ class FitConfig:
     batch_size: int = 96
     """Images a step."""
     learning_rate: float = 0.025
-    """Of SGD, at the start; annealed to 0 by a cosine, epoch by epoch."""
+    """Of SGD, at the start."""
+    decay: Literal["cosine", "exponential", "linear"] = "cosine"
+    """How the learning rate falls, epoch by epoch: to 0 by a cosine, by 3 % an epoch, or to 0 on a line."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 3e-4
@@ -45,6 +55,8 @@ class FitConfig:
     """Side of the square that cutout erases, in pixels; 0 for none."""
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head's loss, where the network has one."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, in both training losses; never in the evaluation."""
     evaluate_every: int = 1
     """Epochs between two evaluations on the held-out images; the last epoch is always evaluated."""
     mixed_precision: bool = True
@@ -71,6 +83,43 @@ class FitConfig:
                 raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.drop_path >= 1:
             raise InvalidInput(f"drop_path must be below 1, got {self.drop_path}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidInput(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
+        if self.decay not in DECAYS:
+            raise unknown_name("decay", self.decay, DECAYS)
+
+
+CIFAR10_EVALUATION = FitConfig()
+"""How DARTS trains a cell's network on CIFAR-10 (its appendix A.2 and code), which the papers after it repeat.
+
+With DARTS' own networks of 36 channels and 20 cells. Those of Stretchable Cells have as many cells as their search
+had, and channels chosen for a number of parameters (:func:`nasbook.networks.channels_for`); what else the paper
+changed, if anything, stands in a supplement that is not public.
+"""
+
+IMAGENET_EVALUATION = FitConfig(
+    epochs=250,
+    batch_size=128,
+    learning_rate=0.1,
+    decay="exponential",
+    weight_decay=3e-5,
+    drop_path=0.0,
+    cutout=0,
+    label_smoothing=0.1,
+)
+"""How DARTS trains a cell's network on ImageNet. Epochs, batch, rate, its decay and the weight decay are from DARTS'
+paper; label smoothing, the auxiliary weight, the clipping and no drop path from its code. Stretchable Cells give one
+number themselves, DARTS' 14 cells. Others train with a batch of 1,024 and a rate of 0.5 that falls on a line
+(``decay="linear"``; PC-DARTS, MiLeNAS), after a warm-up that we don't have.
+
+The network is ``DerivedNetwork(genotype, 48, 14, 1000, auxiliary=True, stem="imagenet")``.
+
+:class:`Fit` holds its images as one tensor. All of ImageNet would take 180 GiB, so that this trains on a share of it;
+the whole set needs :func:`nasbook.data.image_folder_loaders` and a loop of its own.
+"""
+
+LATER_FIELDS = {"decay": "cosine", "label_smoothing": 0.0}
+"""Fields that earlier checkpoints don't have, and what those runs did: with these values, the headers are the same."""
 
 
 class Fit(Run):
@@ -141,10 +190,10 @@ class Fit(Run):
         self._autocast = cuda and config.mixed_precision
 
     def begin_epoch(self) -> None:
-        progress = self.epoch / self.total_epochs
+        rate = DECAYS[self.config.decay](self.config.learning_rate, self.epoch, self.total_epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.config.learning_rate, 0.0, progress)
-        set_drop_path(self.network, self.config.drop_path * progress)
+            group["lr"] = rate
+        set_drop_path(self.network, self.config.drop_path * (self.epoch / self.total_epochs))
         self.network.train()
         if self._compiled is not None:
             self._compiled.watch()
@@ -154,6 +203,8 @@ class Fit(Run):
         # Without the second case, a crop would decide: what it has moved is in channels-last order.
         images = _in_channels_last(images) if self._channels_last else images.contiguous()
 
+        smoothing = self.config.label_smoothing
+
         def differentiate(forward: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
             self.optimizer.zero_grad()
             with self._precision():
@@ -161,9 +212,10 @@ class Fit(Run):
                 auxiliary = None
                 if isinstance(output, AuxiliaryOutput):
                     output, auxiliary = output
-                loss = total = F.cross_entropy(output, labels)
+                loss = total = F.cross_entropy(output, labels, label_smoothing=smoothing)
                 if auxiliary is not None:
-                    total = loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+                    second = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
+                    total = loss + self.config.auxiliary_weight * second
             total.backward()
             return loss, output
 
@@ -195,6 +247,7 @@ class Fit(Run):
         genotype = getattr(self.network, "genotype", None)
         config = asdict(self.config)
         del config["compile"]  # how, not what: a checkpoint moves between compiled and plain training
+        config = {name: value for name, value in config.items() if LATER_FIELDS.get(name, ...) != value}
         return {
             "method": "fit",
             "network": type(self.network).__name__,

@@ -10,11 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasbook.data import Augmentation, ImageData, Loader, evaluation_batches, load_images
-from nasbook.errors import InvalidInput
+from nasbook.errors import CheckpointError, InvalidInput
 from nasbook.genotypes import DARTS_V2, CellGenotype, Edge, Genotype
 from nasbook.methods import darts
 from nasbook.networks import AuxiliaryOutput, DerivedNetwork, DropPath, set_drop_path
-from nasbook.training import EpochReport, Fit, FitConfig, check_classes, evaluate, fit
+from nasbook.training import (
+    CIFAR10_EVALUATION,
+    IMAGENET_EVALUATION,
+    EpochReport,
+    Fit,
+    FitConfig,
+    check_classes,
+    evaluate,
+    fit,
+)
 
 CHAIN = CellGenotype((Edge(0, 2, "conv_1x1"), Edge(1, 2, "skip_connect")), nodes=1)
 SMALL = Genotype({"normal": CHAIN, "reduction": CHAIN})
@@ -58,6 +67,16 @@ def test_the_learning_rate_is_a_cosine_over_the_epochs(digits):
     assert [report.epoch for report in reports] == [1, 2, 3, 4, 5]
 
 
+def test_other_decays(digits):
+    def rates(decay: str) -> list[float]:
+        reports = fit(Classifier(), digits, replace(QUICK, epochs=4, learning_rate=0.1, decay=decay))
+        return [report.learning_rate for report in reports]
+
+    assert rates("exponential") == pytest.approx([0.1, 0.097, 0.09409, 0.0912673], rel=1e-12)
+    assert rates("linear") == pytest.approx([0.1, 0.075, 0.05, 0.025], rel=1e-12)
+    assert rates("cosine") == rates("cosine") != rates("linear")
+
+
 def test_the_learning_rate_is_what_the_optimizer_uses(digits):
     run = Fit(Classifier(), digits, replace(QUICK, epochs=3, learning_rate=0.1))
     used = []
@@ -80,15 +99,44 @@ def test_defaults_are_those_of_darts():
     assert (config.epochs, config.batch_size, config.learning_rate, config.momentum) == (600, 96, 0.025, 0.9)
     assert (config.weight_decay, config.clip, config.drop_path, config.cutout) == (3e-4, 5.0, 0.2, 16)
     assert config.auxiliary_weight == 0.4
+    assert (config.decay, config.label_smoothing) == ("cosine", 0.0)
+    assert config == CIFAR10_EVALUATION
+
+
+def test_imagenet_is_trained_as_in_darts():
+    config = IMAGENET_EVALUATION
+    assert (config.epochs, config.batch_size, config.learning_rate, config.decay) == (250, 128, 0.1, "exponential")
+    assert (config.momentum, config.weight_decay, config.clip, config.label_smoothing) == (0.9, 3e-5, 5.0, 0.1)
+    assert (config.auxiliary_weight, config.drop_path, config.cutout) == (0.4, 0.0, 0)
+    images = 1_281_167 * 3 * 224**2
+    assert images / 2**30 == pytest.approx(180, abs=0.5)  # what the docstring says
+
+
+def test_earlier_checkpoints_go_on(digits, tmp_path):
+    """Their headers have none of the later fields."""
+    run = Fit(network(), digits, QUICK)
+    assert not {"decay", "label_smoothing"} & run.header()["config"].keys()
+    run.save(tmp_path / "checkpoint.pt")
+    Fit(network(), digits, QUICK).load(tmp_path / "checkpoint.pt")
+    for name, value in (("decay", "linear"), ("label_smoothing", 0.1)):
+        with pytest.raises(CheckpointError, match=f"its config.{name} is None, this run's is {value!r}"):
+            Fit(network(), digits, replace(QUICK, **{name: value})).load(tmp_path / "checkpoint.pt")
 
 
 # ---------------------------------------------------------------------------------------------- one training by hand
 
 
+def smoothed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+    """Of targets of which a share is spread over all classes."""
+    targets = F.one_hot(labels, 10) * (1 - share) + share / 10
+    return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+
 @pytest.mark.parametrize("auxiliary", [False, True])
 @pytest.mark.parametrize("clip", [5.0, 0.1])
-def test_a_training_by_hand(digits, auxiliary, clip):
-    config = replace(QUICK, learning_rate=0.2, clip=clip, auxiliary_weight=0.4, weight_decay=0.01)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_training_by_hand(digits, auxiliary, clip, smoothing):
+    config = replace(QUICK, learning_rate=0.2, clip=clip, weight_decay=0.01, label_smoothing=smoothing)
     net = Classifier(auxiliary)
     mirror = copy.deepcopy(net)
     reports = fit(net, digits, config, seed=7)
@@ -101,10 +149,10 @@ def test_a_training_by_hand(digits, auxiliary, clip):
         images, labels = loader.batch(index)
         output = mirror(images)
         logits = output.logits if auxiliary else output
-        loss = F.cross_entropy(logits, labels)
+        loss = smoothed_cross_entropy(logits, labels, smoothing)
         losses.append(float(loss.detach()))
         hits.append(float((logits.argmax(1) == labels).double().mean()))
-        total = loss + 0.4 * F.cross_entropy(output.auxiliary, labels) if auxiliary else loss
+        total = loss + 0.4 * smoothed_cross_entropy(output.auxiliary, labels, smoothing) if auxiliary else loss
         slopes = torch.autograd.grad(total, list(mirror.parameters()))
         norm = sum(float(s.square().sum()) for s in slopes) ** 0.5
         with torch.no_grad():
@@ -113,7 +161,8 @@ def test_a_training_by_hand(digits, auxiliary, clip):
                 p.sub_(rate * v)
     for p, q in zip(net.parameters(), mirror.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-    # The reported loss is that of the logits alone.
+    # The reported loss is that of the logits alone; held-out images have whole targets.
+    assert reports[-1].validation_loss == evaluate(net, digits.test_images, digits.test_labels, digits)[0]
     for epoch, report in enumerate(reports):
         assert report.train_loss == pytest.approx(sum(losses[4 * epoch :][:4]) / 4, rel=1e-4)
         assert report.train_accuracy == pytest.approx(sum(hits[4 * epoch :][:4]) / 4, abs=1e-6)
@@ -301,6 +350,8 @@ def test_classes_that_do_not_match(digits):
         *((f, -1, rf"^{f} must be at least 0, got -1\.$")
           for f in ("momentum", "weight_decay", "cutout", "auxiliary_weight", "drop_path")),
         ("drop_path", 1.0, r"^drop_path must be below 1, got 1\.0\.$"),
+        *(("label_smoothing", v, rf"^label_smoothing must be at least 0 and below 1, got {v}\.$")
+          for v in (-0.1, 1.0, math.nan)),
         ("learning_rate", math.nan, r"^learning_rate must be above 0, got nan\.$"),
     ],
 )  # fmt: skip
