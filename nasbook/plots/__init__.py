@@ -4,7 +4,7 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 :func:`show` and :func:`show_animation` display it together with a description in words.
 """
 
-from nasbook.plots.animation import animate_search, draw_supernet, show_animation
+from nasbook.plots.animation import animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
 from nasbook.plots.display import Described, describe, show
@@ -28,6 +28,7 @@ __all__ = [
     "OperationStyle",
     "animate_search",
     "cell_in_words",
+    "compare_searches",
     "dag_layout",
     "describe",
     "draw_cell",

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.animation import AbstractMovieWriter, Animation, FuncAnimation
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nasbook.errors import require_positive
+from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, ZERO, Space
 from nasbook.plots.cells import (
     cell_axes,
@@ -32,28 +33,33 @@ from nasbook.plots.cells import (
 )
 from nasbook.plots.curves import operation_legend
 from nasbook.plots.display import Described, check_alt, close, encode_png, image_tag
-from nasbook.plots.history import Epoch, trajectory
+from nasbook.plots.history import Epoch, edge_strengths, trajectory
 from nasbook.plots.layout import DagLayout, dag_layout
 from nasbook.plots.palette import (
     PAGE_WIDTH,
     operation_label,
     operation_styles,
     styled,
+    tint,
     wrap_label,
 )
 
 _FRAMES_PER_SECOND = 2.0
 _WIDEST = 3.6
 _NARROWEST = 0.4
+_TYPE_SIZES = ((8.0, 1), (7.0, 2), (0.0, 1))
+"""Points and lines of the labels, the best first; 0 points stand for a marker instead of a label."""
+_MARKER = 0.09
+"""Width of such a marker in inches."""
 
 
 @functools.lru_cache(maxsize=16)
-def _layout(space: Space) -> tuple[DagLayout, float]:
+def _layout(space: Space, type_sizes: Sequence[tuple[float, int]] = _TYPE_SIZES) -> tuple[DagLayout, float]:
     """The layout of a space's cell, and the type size of its labels: 0 where the cell has no room for labels."""
     nodes = range(space.inputs, space.inputs + space.nodes)
-    for points, lines in ((8.0, 1), (7.0, 2), (0.0, 1)):
+    for points, lines in type_sizes:
         sizes = [pill_size(wrap_label(operation_label(name), lines), points) for name in space.choices]
-        largest = (max(wide for wide, _ in sizes), max(high for _, high in sizes)) if points else (0.0, 0.06)
+        largest = (max(wide for wide, _ in sizes), max(high for _, high in sizes)) if points else (0.0, _MARKER)
         layout = dag_layout(
             space.edges, nodes=space.nodes, inputs=space.inputs, output=tuple(nodes), width=PAGE_WIDTH - 0.12,
             labels=[largest] * len(space.edges),
@@ -63,26 +69,62 @@ def _layout(space: Space) -> tuple[DagLayout, float]:
     return layout, points
 
 
-def _figure(space: Space) -> tuple[Figure, Axes]:
-    """A figure with the legend of the space's operations and axes for the cell."""
-    styles = operation_styles(space.choices)
+def _figure(names: Sequence[str], layouts: Sequence[tuple[DagLayout, float]]) -> tuple[Figure, list[Axes]]:
+    """A figure with axes for every cell, one above the other, and below them the legend of the operations."""
+    styles = operation_styles(names)
     longest = max(text_size(operation_label(name), 8.0)[0] for name in styles)
     columns = max(1, min(len(styles), int(PAGE_WIDTH / (longest + 0.36))))
     rows = -(-len(styles) // columns)
     columns = -(-len(styles) // rows)
     legend, title = 0.12 + 0.17 * rows, 0.28
-    height = _layout(space)[0].height + 0.12
-    total = height + legend + title
+    heights = [layout.height + 0.12 for layout, _ in layouts]
+    total = legend + sum(heights) + title * len(heights)
     figure = Figure(figsize=(PAGE_WIDTH, total))
-    ax = figure.add_axes((0.0, legend / total, 1.0, height / total))
+    panels, top = [], total
+    for height in heights:
+        top -= title + height
+        panels.append(figure.add_axes((0.0, top / total, 1.0, height / total)))
     handles = operation_legend(styles)
     for handle in handles:
-        handle.set(marker="", linewidth=2.5, linestyle="-")
+        handle.set(linewidth=2.5, linestyle="-", markersize=_MARKER * 72, markerfacecolor="white")
+        if str(handle.get_marker()) in "|x" or all(points for _, points in layouts):
+            handle.set(marker="")
     figure.legend(
         handles=handles, loc="lower center", ncols=columns, fontsize=8, borderaxespad=0.2, handlelength=1.6,
         columnspacing=1.0, handletextpad=0.4,
     )  # fmt: skip
-    return figure, ax
+    return figure, panels
+
+
+def _draw_epoch(
+    report: Epoch, kind: str, space: Space, ax: Axes, title: str, layout: DagLayout, points: float
+) -> None:
+    coefficients = trajectory([report], kind, space)[0]
+    strength = edge_strengths([report], kind, space)[0]
+    ax, scale = cell_axes((layout.width, layout.height), ax, title)
+    choices = [number for number, name in enumerate(space.operations) if name != ZERO]
+    strongest = [space.operations[choices[best]] for best in coefficients[:, choices].argmax(axis=1)]
+    cell = report.genotype[kind]
+    derived = {(edge.source, edge.target) for edge in cell.edges}
+    styles = operation_styles(space.operations)
+    paths, lines = edge_paths(layout, space.edges, space.inputs)
+    draw_nodes(
+        ax, layout, [line for node, line in zip(layout.output_routes, lines, strict=True) if node in cell.output],
+        inputs=space.inputs, removed=set(layout.output_routes) - set(cell.connected()), scale=scale,
+    )  # fmt: skip
+    for number, path in enumerate(paths):
+        chosen = space.edges[number] in derived
+        width = _NARROWEST + (_WIDEST - _NARROWEST) * float(strength[number])
+        style = dataclasses.replace(styles[strongest[number]], dashes="-")
+        # A pale colour, not a transparent one: crossings stay plain, and a frame takes fewer bytes.
+        shown = style if chosen else dataclasses.replace(style, colour=to_hex(tint(style.colour, 0.28)))
+        draw_edge(ax, path, shown, line_width=width * scale, zorder=3 if chosen else 2)
+        if chosen and points:
+            text = wrap_label(operation_label(strongest[number]), 1 if points == 8.0 else 2)
+            draw_pill(ax, layout.labels[number], text, style, points, scale=scale)
+        elif chosen and style.marker not in "|x":  # skip and zero are plain lines
+            ax.plot(*layout.labels[number], color=style.colour, marker=style.marker, markersize=_MARKER * 72 * scale,
+                    markerfacecolor="white", markeredgewidth=1.2 * scale, zorder=6)  # fmt: skip
 
 
 @styled
@@ -91,9 +133,11 @@ def draw_supernet(
 ) -> Figure:
     """Draws all edges of a cell as one epoch of the search weighs them.
 
-    An edge is as wide as its operations weigh together, all but the zero operation (for a softmax, one minus
-    the coefficient of "none"), and has the colour of the heaviest of them. Edges of the epoch's genotype are
-    solid and carry that operation's name, the others are faint.
+    An edge is as wide as it is likely to be chosen, where the report has ``edge_probabilities``; otherwise as
+    its operations weigh together, all but the zero operation (for a softmax, one minus the coefficient of
+    "none"). It has the colour of the heaviest of them. Edges of the epoch's genotype are solid and carry that
+    operation's name (its marker, in a cell with no room for names), the others are faint. So are nodes that the
+    genotype does without.
 
     Args:
         report: the epoch.
@@ -102,34 +146,27 @@ def draw_supernet(
         ax: where to draw; a new figure with a legend without it.
         title: shown above; the epoch and the kind by default.
     """
-    coefficients = trajectory([report], kind, space)[0].copy()
-    if ax is None:
-        ax = _figure(space)[1]
     layout, points = _layout(space)
-    ax, scale = cell_axes((layout.width, layout.height), ax, title or f"{kind} cell, epoch {report.epoch}")
-    choices = [number for number, name in enumerate(space.operations) if name != ZERO]
-    strength = coefficients[:, choices].sum(axis=1)
-    strongest = [space.operations[choices[best]] for best in coefficients[:, choices].argmax(axis=1)]
-    derived = {(edge.source, edge.target) for edge in report.genotype[kind].edges}
-    styles = operation_styles(space.operations)
-    paths, lines = edge_paths(layout, space.edges, space.inputs)
-    draw_nodes(ax, layout, lines, inputs=space.inputs, scale=scale)
-    for number, path in enumerate(paths):
-        chosen = space.edges[number] in derived
-        width = _NARROWEST + (_WIDEST - _NARROWEST) * float(np.clip(strength[number], 0, 1))
-        style = dataclasses.replace(styles[strongest[number]], dashes="-")
-        draw_edge(
-            ax, path, style, line_width=width * scale, alpha=1.0 if chosen else 0.28, zorder=3 if chosen else 2
-        )
-        if chosen and points:
-            text = wrap_label(operation_label(strongest[number]), 1 if points == 8.0 else 2)
-            draw_pill(ax, layout.labels[number], text, style, points, scale=scale)
+    trajectory([report], kind, space)  # complains before anything is drawn
+    if ax is None:
+        ax = _figure(space.choices, [(layout, points)])[1][0]
+    _draw_epoch(report, kind, space, ax, title or f"{kind} cell, epoch {report.epoch}", layout, points)
     return figure_of(ax)
 
 
 def pick(number: int, most: int) -> list[int]:
     """At most ``most`` of ``number`` places, evenly spread, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, number - 1, min(number, most))})
+
+
+def _animation(figure: Figure, draw: Callable[[int], None], places: Sequence[int]) -> FuncAnimation:
+    def frame(place: int) -> Iterable[Any]:
+        draw(place)
+        return ()
+
+    return FuncAnimation(
+        figure, frame, frames=places, init_func=lambda: (), interval=1000 / _FRAMES_PER_SECOND, cache_frame_data=False
+    )
 
 
 @styled
@@ -145,19 +182,76 @@ def animate_search(
         frames: the most frames to draw; a longer history is thinned evenly. Fifteen stay below 400 kB.
     """
     require_positive(frames=frames)
-    trajectory(history, kind, space)  # complains early
-    figure, ax = _figure(space)
-    picked = [history[place] for place in pick(len(history), frames)]
+    edge_strengths(history, kind, space)  # complains early
+    figure, (ax,) = _figure(space.choices, [_layout(space)])
     last = history[-1].epoch
 
-    def draw(report: Epoch) -> Iterable[Any]:
+    def draw(place: int) -> None:
         ax.clear()
-        draw_supernet(report, kind, space=space, ax=ax, title=f"{kind} cell, epoch {report.epoch} of {last}")
-        return ()
+        title = f"{kind} cell, epoch {history[place].epoch} of {last}"
+        draw_supernet(history[place], kind, space=space, ax=ax, title=title)
 
-    return FuncAnimation(
-        figure, draw, frames=picked, init_func=lambda: (), interval=1000 / _FRAMES_PER_SECOND, cache_frame_data=False
-    )
+    return _animation(figure, draw, pick(len(history), frames))
+
+
+@styled
+def compare_searches(
+    histories: Mapping[str, Sequence[Epoch]],
+    kind: str = "normal",
+    *,
+    space: Space | Mapping[str, Space] = DARTS_SPACE,
+    frames: int = 15,
+) -> FuncAnimation:
+    """The cells of several searches over the same epochs, one above the other, edges as in :func:`draw_supernet`.
+
+    Markers say which operations the epoch's genotype has; there are no names on the edges, so that all cells fit
+    on a screen.
+
+    Args:
+        histories: the reports of every search, by the label that stands above its cell, such as "L = 4".
+        kind: which cell.
+        space: the space that was searched; by label, where the searches differ in it.
+        frames: the most frames to draw; longer histories are thinned evenly. Fifteen stay below 600 kB.
+
+    Raises:
+        InvalidInput: there is no history or an empty one, or they have not the same epochs.
+    """
+    require_positive(frames=frames)
+    if not histories:
+        raise InvalidInput("histories: expected at least one label with the reports of its search, got none.")
+    spaces = dict.fromkeys(histories, space) if isinstance(space, Space) else dict(space)
+    epochs: dict[str, list[int]] = {}
+    for label, history in histories.items():
+        if label not in spaces:
+            raise unknown_name("label in space", label, spaces)
+        try:
+            edge_strengths(history, kind, spaces[label])  # complains early
+        except InvalidInput as error:
+            raise InvalidInput(f"histories[{label!r}]: {error}") from None
+        epochs[label] = [report.epoch for report in history]
+    first, *others = histories
+    for label in others:
+        if epochs[label] != epochs[first]:
+            raise InvalidInput(
+                f"histories: expected searches of the same epochs; {first!r} has {_span(epochs[first])}, "
+                f"{label!r} has {_span(epochs[label])}."
+            )
+    layouts = [_layout(spaces[label], _TYPE_SIZES[-1:]) for label in histories]
+    names = dict.fromkeys(name for label in histories for name in spaces[label].choices)
+    figure, panels = _figure(tuple(names), layouts)
+
+    def draw(place: int) -> None:
+        for (label, history), ax, (layout, points) in zip(histories.items(), panels, layouts, strict=True):
+            ax.clear()
+            report = history[place]
+            title = f"{label}: {kind} cell, epoch {report.epoch} of {epochs[first][-1]}"
+            _draw_epoch(report, kind, spaces[label], ax, title, layout, points)
+
+    return _animation(figure, draw, pick(len(epochs[first]), frames))
+
+
+def _span(epochs: Sequence[int]) -> str:
+    return f"{len(epochs)} epochs, {epochs[0]} to {epochs[-1]}"
 
 
 class _Frames(AbstractMovieWriter):
@@ -194,10 +288,11 @@ _PLAYER = """
 </div>
 <script>
 (function () {{
-  const pictures = [{pictures}];
+  const others = [{others}];
   document.querySelectorAll('.nasbook-player[data-player="{key}"]:not([data-ready])').forEach(function (player) {{
     player.dataset.ready = "yes";
     const image = player.querySelector("img"), slider = player.querySelector("input");
+    const pictures = [image.src.split(",")[1]].concat(others);
     const place = player.querySelector("output"), play = player.querySelector('[data-do="play"]');
     let timer = null;
     function go(frame) {{
@@ -235,7 +330,7 @@ _BUTTON_STYLE = (
 )
 
 
-def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours: int = 160) -> Described:
+def show_animation(animation: Animation, alt: str, *, dpi: float = 96, colours: int = 96) -> Described:
     """The animation as HTML with a slider, which plays on a static page, in Jupyter and on Colab.
 
     Everything is inside: no other file, no other host. Where scripts don't run, the first frame shows.
@@ -243,7 +338,7 @@ def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours:
     Args:
         animation: a matplotlib animation.
         alt: what the animation shows and what happens in it.
-        dpi: pixels an inch of a frame.
+        dpi: pixels an inch of a frame; 96 are the pixels of a page, so that none is blurred.
         colours: the most colours in a frame; few make it small.
     """
     alt = check_alt(alt)
@@ -262,7 +357,7 @@ def show_animation(animation: Animation, alt: str, *, dpi: float = 100, colours:
             f'<button type="button" data-do="{do}" style="{_BUTTON_STYLE}">{word}</button>'
             for do, word in _BUTTONS.items()
         ),
-        pictures=", ".join(f'"{picture}"' for picture in pictures),
+        others=", ".join(f'"{picture}"' for picture in pictures[1:]),
         interval=round(1000 / _FRAMES_PER_SECOND),
     )
     return Described(player, alt)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ class Report:
     epoch: int
     coefficients: dict[str, Tensor]
     genotype: Genotype
+
+
+@dataclass(frozen=True)
+class LikelyReport(Report):
+    """The same where the topology is learned."""
+
+    edge_probabilities: dict[str, Any]
 
 
 def derive(coefficients: Tensor, space: Space) -> CellGenotype:
@@ -43,6 +51,25 @@ def make_history() -> Callable[..., list[Report]]:
             coefficients = {kind: (0.1 * epoch * value).softmax(-1) for kind, value in logits.items()}
             cells = {kind: derive(value, space) for kind, value in coefficients.items()}
             history.append(Report(epoch, coefficients, Genotype(cells)))
+        return history
+
+    return make
+
+
+@pytest.fixture
+def make_likely_history(make_history: Callable[..., list[Report]]) -> Callable[..., list[LikelyReport]]:
+    """Coefficients with a factor of 2, and probabilities that move away from 0.5."""
+
+    def make(space: Space = DARTS_SPACE, epochs: int = 5, seed: int = 0) -> list[LikelyReport]:
+        generator = torch.Generator().manual_seed(seed)
+        logits = {kind: torch.randn(len(space.edges), generator=generator) for kind in space.kinds}
+        history = []
+        for report in make_history(space, epochs):
+            probabilities = {kind: (0.3 * report.epoch * value).sigmoid() for kind, value in logits.items()}
+            coefficients = {
+                kind: 2 * probabilities[kind][:, None] * value for kind, value in report.coefficients.items()
+            }
+            history.append(LikelyReport(report.epoch, coefficients, report.genotype, probabilities))
         return history
 
     return make
