@@ -16,12 +16,13 @@ from torch.func import functional_call
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import Space
-from nasbook.supernets import SearchNetwork, SoftmaxRelaxation
+from nasbook.supernets import AnyOutputEdges, SearchNetwork, SoftmaxRelaxation
 from nasbook.training import (
     Batch,
     BilevelUpdate,
     FiniteDifference,
     FirstOrder,
+    Objective,
     SecondOrder,
     ToyProblem,
     UnrolledUpdate,
@@ -37,13 +38,35 @@ def smooth_network() -> SearchNetwork:
     """A supernet without a kink: Softplus in place of ReLU, average pooling only."""
     torch.manual_seed(1)
     space = Space(("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes=2)
-    network = SearchNetwork(space, channels=3, cells=3, classes=3, relaxation=_spread).double()
+    return without_kinks(SearchNetwork(space, channels=3, cells=3, classes=3, relaxation=_spread).double())
+
+
+def without_kinks(network: SearchNetwork) -> SearchNetwork:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.Softplus())
     assert not any(isinstance(module, nn.ReLU | nn.MaxPool2d) for module in network.modules())
     return network
+
+
+def stretchable_network() -> SearchNetwork:
+    """A smooth supernet with topology variables far from equal, and a penalty that is not zero."""
+    torch.manual_seed(3)
+    space = Space(("avg_pool_3x3", "sep_conv_3x3"), nodes=2)
+    network = SearchNetwork(space, channels=2, cells=3, classes=3, relaxation=_invalid_topology).double()
+    assert float(network.penalty().detach()) > 1
+    return without_kinks(network)
+
+
+def _invalid_topology(space: Space) -> AnyOutputEdges:
+    """The inputs' most probable choice is their edge to the last node."""
+    relaxation = AnyOutputEdges(space, scale=0.5, penalty_weight=3.0)
+    start = 0
+    for sets in relaxation.choices[:2]:
+        nn.init.constant_(relaxation.beta[start + sets.index(frozenset({max(sets[-1])})) :][:1], 1.5)
+        start += len(sets)
+    return relaxation
 
 
 def kinked_network() -> SearchNetwork:
@@ -96,15 +119,20 @@ def relative_error(gradients: tuple[Tensor, ...], expected: tuple[Tensor, ...]) 
 # ---------------------------------------------------------------------------------------------- references
 
 
-def unrolled_gradient(update: BilevelUpdate, train: Batch, validation: Batch, xi: float) -> tuple[Tensor, ...]:
-    """d L_val(w − ξ·step(w, α), α) / dα by plain autograd, on a copy; the step is SGD's, written out."""
+def unrolled_gradient(
+    update: BilevelUpdate, train: Batch, validation: Batch, xi: float, shares: tuple[float, float] = (0.0, 1.0)
+) -> tuple[Tensor, ...]:
+    """d L(w − ξ·step(w, α), α) / dα by plain autograd, on a copy; the step is SGD's, written out.
+
+    L is L_val, or with ``shares`` a and b, a·L_train + b·L_val; and the network's penalty.
+    """
     network = copy.deepcopy(update.network)
     names = {id(p): name for name, p in update.network.named_parameters()}
     weights = {names[id(p)]: p.detach().clone().requires_grad_() for p in update.network.weights()}
-    alphas = {names[id(p)]: p.detach().clone().requires_grad_() for p in update.network.architecture()}
+    alphas = list(network.architecture())
 
     def loss(w: dict[str, Tensor], data: Batch) -> Tensor:
-        return F.cross_entropy(functional_call(network, {**w, **alphas}, data[0]), data[1])
+        return F.cross_entropy(functional_call(network, w, data[0]), data[1])
 
     slopes = torch.autograd.grad(loss(weights, train), list(weights.values()), create_graph=True)
     unrolled = {}
@@ -114,7 +142,9 @@ def unrolled_gradient(update: BilevelUpdate, train: Batch, validation: Batch, xi
         if parameter in state and state[parameter].get("momentum_buffer") is not None:
             direction = direction + MOMENTUM * state[parameter]["momentum_buffer"]
         unrolled[name] = weight - xi * direction
-    return torch.autograd.grad(loss(unrolled, validation), list(alphas.values()))
+    of_train, of_validation = shares
+    total = of_train * loss(unrolled, train) + of_validation * loss(unrolled, validation) + network.penalty()
+    return torch.autograd.grad(total, alphas)
 
 
 def measured_slope(update: BilevelUpdate, train: Batch, validation: Batch, direction: list[Tensor]) -> float:
@@ -200,6 +230,97 @@ def check_weight_step(update: type[BilevelUpdate]) -> None:
             assert all(torch.equal(p, a) for p, a in zip(network.architecture(), alpha, strict=True)), step
         for (name, value), other in zip(network.state_dict().items(), reference.state_dict().values(), strict=True):
             torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+MIXED = Objective(train=0.7, validation=2.5)
+"""Weights that are neither equal nor 1, so that each shows."""
+
+
+def check_mixed_first_order(update: type[BilevelUpdate]) -> None:
+    """0.7·∇L_train(w, α) + 2.5·∇L_val(w, α) + ∇penalty, each by a backward pass of its own."""
+    for network in (smooth_network, stretchable_network):
+        built = build(update, network(), moved=True, objective=MIXED)
+        result = built.architecture_gradient(batch(3), batch(4))
+        parts = []
+        for part in ("train", "validation", "penalty"):
+            other = copy.deepcopy(built.network)
+            data = batch(3 if part == "train" else 4)
+            loss = other.penalty() if part == "penalty" else F.cross_entropy(other(data[0]), data[1])
+            if part == "validation":
+                assert float(result.loss) == pytest.approx(float(loss.detach()), rel=1e-13)  # no weight, no penalty
+            alphas = list(other.architecture())
+            nothing = sum((alpha.sum() * 0 for alpha in alphas), torch.zeros(()))
+            parts.append(torch.autograd.grad(loss + nothing, alphas))
+        expected = tuple(0.7 * train + 2.5 * val + penalty for train, val, penalty in zip(*parts, strict=True))
+        assert relative_error(result.gradients, expected) < 1e-12
+
+
+def check_mixed_exact(update: type[BilevelUpdate]) -> None:
+    """Both losses at w′, as autograd through the unrolled step gives them."""
+    for network, (moved, xi) in itertools.product((smooth_network, stretchable_network), ((False, None), (True, 0.4))):
+        built = build(update, network(), moved=moved, xi=xi, objective=MIXED)
+        gradient = built.architecture_gradient(batch(3), batch(4)).gradients
+        expected = unrolled_gradient(built, batch(3), batch(4), RATE if xi is None else xi, (0.7, 2.5))
+        error = relative_error(gradient, expected)
+        assert error < 1e-10, (network, moved, xi, error)
+
+
+def check_mixed_tends_to_exact(update: type[FiniteDifference]) -> None:
+    """The error of the one product that serves both losses falls with r²."""
+    errors = []
+    for r in (1e-2, 1e-3):
+        built = build(update, stretchable_network(), moved=True, r=r, xi=0.4, objective=MIXED)
+        gradient = built.architecture_gradient(batch(3), batch(4)).gradients
+        errors.append(relative_error(gradient, unrolled_gradient(built, batch(3), batch(4), 0.4, (0.7, 2.5))))
+    assert errors[1] < 1e-5 and 50 < errors[0] / errors[1] < 200, errors
+
+
+def two_groups(network: SearchNetwork) -> list[list[nn.Parameter]]:
+    """α of both kinds of cell, then β."""
+    named = list(network.relaxations.named_parameters())
+    return [[p for name, p in named if name.endswith(end)] for end in ("alpha", "beta")]
+
+
+def check_groups(update: type[BilevelUpdate]) -> None:
+    """α learns from the first validation batch only and β from the second, both at the same w, α and β.
+
+    The expected gradients come from two updates that were given one batch each; the architecture's optimiser is plain
+    SGD, so that its step is the gradient.
+    """
+    options = {"xi": 0.4} if issubclass(update, UnrolledUpdate) else {}
+    network = stretchable_network()
+    reference = copy.deepcopy(network)
+    expected = [
+        build(update, copy.deepcopy(network), objective=MIXED, **options).architecture_gradient(batch(3), batch(seed))
+        for seed in (4, 5)
+    ]
+    groups = two_groups(network)
+    optimizer = torch.optim.SGD([{"params": group} for group in groups], lr=1.0)
+    built = update(network, sgd(network), optimizer, objective=MIXED, **options)
+    result = built.step(batch(3), batch(4), batch(5))
+    assert torch.equal(result.validation_loss, expected[0].loss)
+    assert torch.equal(result.validation_outputs, expected[0].outputs)
+    order = list(network.architecture())
+    for group, gradients in zip((0, 1), expected, strict=True):
+        for new, old in zip(groups[group], two_groups(reference)[group], strict=True):
+            place = next(place for place, parameter in enumerate(order) if parameter is new)
+            torch.testing.assert_close(old - new, gradients.gradients[place], rtol=1e-11, atol=1e-13)
+    assert built.architecture == tuple(order) and all(p.requires_grad and p.grad is None for p in network.parameters())
+
+    # And the weights take their own step at the new α and β, as with a single batch.
+    other = copy.deepcopy(reference)
+    with torch.no_grad():
+        for parameter, value in zip(other.architecture(), order, strict=True):
+            parameter.copy_(value)
+    loss = F.cross_entropy(other(batch(3)[0]), batch(3)[1])
+    weights = list(other.weights())
+    step = sgd(other)
+    for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+        weight.grad = gradient
+    nn.utils.clip_grad_norm_(weights, 5.0)
+    step.step()
+    for (name, value), theirs in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, theirs, rtol=1e-11, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def check_toy(update: type[BilevelUpdate], xi: float) -> None:
@@ -379,6 +500,106 @@ def test_the_unrolled_step_follows_the_learning_rate():
     built.weight_optimizer.param_groups[0]["lr"] = 0.03
     gradient = built.architecture_gradient(batch(3), batch(4)).gradients
     assert relative_error(gradient, unrolled_gradient(built, batch(3), batch(4), 0.03)) < 1e-10
+
+
+# ---------------------------------------------------------------------------------------------- mixed level, groups
+
+
+def test_first_order_of_a_mixed_objective():
+    check_mixed_first_order(FirstOrder)
+
+
+def test_second_order_of_a_mixed_objective_is_exact():
+    check_mixed_exact(SecondOrder)
+
+
+def test_finite_difference_of_a_mixed_objective_tends_to_the_exact_gradient():
+    check_mixed_tends_to_exact(FiniteDifference)
+
+
+@pytest.mark.parametrize("update", [FirstOrder, SecondOrder, FiniteDifference])
+def test_groups_learn_from_images_of_their_own(update):
+    check_groups(update)
+
+
+@pytest.mark.parametrize("update", [FirstOrder, SecondOrder])
+def test_one_batch_serves_all_groups(update):
+    """With one validation batch, groups only say how their parameters are optimised."""
+    ends = []
+    for grouped in (False, True):
+        network = stretchable_network()
+        parameters = two_groups(network)
+        groups = [{"params": group} for group in parameters] if grouped else [{"params": list(network.architecture())}]
+        built = update(network, sgd(network), torch.optim.Adam(groups, lr=0.1), objective=MIXED)
+        for step in range(2):
+            built.step(batch(step), batch(step + 10))
+        ends.append(network.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_wrong_number_of_validation_batches_is_refused(count):
+    network = stretchable_network()
+    groups = [{"params": group} for group in two_groups(network)]
+    built = FirstOrder(network, sgd(network), torch.optim.Adam(groups))
+    before = copy.deepcopy(network.state_dict())
+    message = (
+        rf"^Give one validation batch, or one for each of the 2 parameter groups of the architecture optimiser; "
+        rf"got {count}\.$"
+    )
+    with pytest.raises(InvalidInput, match=message):
+        built.step(batch(0), *(batch(n) for n in range(count)))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("update", [FirstOrder, SecondOrder, FiniteDifference])
+def test_an_error_in_the_middle_of_the_groups_leaves_the_parameters_as_they_were(update):
+    network = stretchable_network()
+    groups = [{"params": group} for group in two_groups(network)]
+    built = update(network, sgd(network), torch.optim.Adam(groups))
+    broken = (batch(1)[0], torch.tensor([0, 1, 2]))  # fewer labels than images
+    with pytest.raises(ValueError, match="batch_size"):
+        built.step(batch(0), batch(1), broken)
+    assert built.architecture == tuple(network.architecture())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_training_weight_of_zero_is_darts():
+    gradients = []
+    for objective in (Objective(), Objective(0.0, 1.0), Objective(train=0, validation=1)):
+        built = build(SecondOrder, smooth_network(), objective=objective)
+        gradients.append(built.architecture_gradient(batch(3), batch(4)).gradients)
+    for other in gradients[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(gradients[0], other, strict=True))
+
+
+def test_a_validation_weight_of_zero_leaves_the_training_loss():
+    built = build(FirstOrder, smooth_network(), objective=Objective(2.0, 0.0))
+    result = built.architecture_gradient(batch(3), batch(4))
+    plain = build(FirstOrder, smooth_network()).architecture_gradient(batch(4), batch(3))
+    assert relative_error(result.gradients, tuple(2 * gradient for gradient in plain.gradients)) < 1e-13
+    other = build(FirstOrder, smooth_network()).architecture_gradient(batch(3), batch(4))
+    assert float(result.loss) == pytest.approx(float(other.loss), rel=1e-13)  # still that of the validation batch
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((-1.0, 1.0), r"^The weight of the train loss must be at least 0, got -1\.0\.$"),
+        ((0.0, -0.5), r"^The weight of the validation loss must be at least 0, got -0\.5\.$"),
+        ((float("nan"), 1.0), r"^The weight of the train loss must be at least 0, got nan\.$"),
+        ((0.0, float("nan")), r"^The weight of the validation loss must be at least 0, got nan\.$"),
+        ((0.0, 0.0), r"^the sum of both weights must be above 0, got 0\.0\.$"),
+    ],
+)
+def test_wrong_objectives(weights, message):
+    with pytest.raises(InvalidInput, match=message):
+        Objective(*weights)
+
+
+def test_the_objective_of_darts_is_the_default():
+    assert Objective() == Objective(train=0.0, validation=1.0)
+    assert build(FirstOrder, smooth_network()).objective == Objective()
 
 
 # ---------------------------------------------------------------------------------------------- mutants
@@ -566,9 +787,111 @@ class Unclipped(FirstOrder):
         super().__init__(*arguments, **{**options, "clip": 1e9})
 
 
+class SwappedWeights(FirstOrder):
+    """λ on the training loss, as in the authors' code of MiLeNAS."""
+
+    def _objective_at(self, weights, train, validation):
+        kept = self.objective
+        self.objective = Objective(kept.validation, kept.train)
+        try:
+            return super()._objective_at(weights, train, validation)
+        finally:
+            self.objective = kept
+
+
+class SwappedWeightsSecondOrder(SwappedWeights, SecondOrder):
+    """The same, unrolled."""
+
+
+class OneWeightForgotten(FirstOrder):
+    """The training loss comes in without its weight."""
+
+    def _objective_at(self, weights, train, validation):
+        total, loss, outputs = super()._objective_at(weights, train, validation)
+        return total + (1 - self.objective.train) * self._loss_at(weights, train)[0], loss, outputs
+
+
+class TrainLossAtOldWeights(SecondOrder):
+    """The training loss of the objective is taken at w, not at w′."""
+
+    def _objective_at(self, weights, train, validation):
+        total, loss, outputs = super()._objective_at(weights, train, validation)
+        moved = self._loss_at(None, train)[0] - self._loss_at(weights, train)[0]
+        return total + self.objective.train * moved, loss, outputs
+
+
+class TrainLossOutsideTheProduct(SecondOrder):
+    """The vector of the product is the validation loss' alone."""
+
+    def train_gradient(self, train):
+        gradients, product = super().train_gradient(train)
+        unrolled = self.unrolled_weights(gradients)
+
+        def short(vector):
+            extra = torch.autograd.grad(self._loss_at(unrolled, train)[0], unrolled)
+            return product(tuple(v - self.objective.train * e for v, e in zip(vector, extra, strict=True)))
+
+        return gradients, short
+
+
+class WeightedPenalty(FirstOrder):
+    """The penalty is multiplied by the validation loss' weight."""
+
+    def penalty(self):
+        return self.objective.validation * super().penalty()
+
+
+class ForgottenPenalty(SecondOrder):
+    """No penalty."""
+
+    def penalty(self):
+        return super().penalty() * 0
+
+
+class OneBatchForAll(FirstOrder):
+    """β learns from α's images."""
+
+    def step(self, train, *validation):
+        return super().step(train, *(validation[0] for _ in validation))
+
+
+class OneBatchForAllSecondOrder(OneBatchForAll, SecondOrder):
+    """The same, unrolled."""
+
+
+class GroupsExchanged(FirstOrder):
+    """α learns from β's images and β from α's."""
+
+    def step(self, train, *validation):
+        return super().step(train, *reversed(validation))
+
+
+class GroupAfterGroup(FirstOrder):
+    """α makes its step, of the check's plain SGD, before β's gradient is taken."""
+
+    def architecture_gradient(self, train, validation):
+        result = super().architecture_gradient(train, validation)
+        with torch.no_grad():
+            for parameter, gradient in zip(self.architecture, result.gradients, strict=True):
+                parameter -= gradient
+        return result._replace(gradients=tuple(torch.zeros_like(gradient) for gradient in result.gradients))
+
+
 @pytest.mark.parametrize(
     ("check", "mutant"),
     [
+        (check_mixed_first_order, SwappedWeights),
+        (check_mixed_first_order, OneWeightForgotten),
+        (check_mixed_first_order, WeightedPenalty),
+        (check_mixed_exact, SwappedWeightsSecondOrder),
+        (check_mixed_exact, TrainLossAtOldWeights),
+        (check_mixed_exact, TrainLossOutsideTheProduct),
+        (check_mixed_exact, ForgottenPenalty),
+        (check_mixed_exact, FiniteDifference),
+        (check_groups, OneBatchForAll),
+        (check_groups, OneBatchForAllSecondOrder),
+        (check_groups, GroupsExchanged),
+        (check_groups, GroupAfterGroup),
         (check_tends_to_exact, HalvedDenominator),
         (check_tends_to_exact, OneSidedDenominator),
         (check_tends_to_exact, AbsoluteStep),
