@@ -106,7 +106,7 @@ class ImageData:
                 chosen = _first_of_each_class(arrays[f"{part}_labels"].cpu(), count, part)
                 for kind in ("images", "labels"):
                     arrays[f"{part}_{kind}"] = arrays[f"{part}_{kind}"][chosen.to(arrays[f"{part}_{kind}"].device)]
-        return replace(self, **arrays, checksum=_checksum(arrays))
+        return replace(self, **arrays, checksum=checksum_of(arrays))
 
     def split(self, fractions: Sequence[float], seed: int) -> list[Int64[Tensor, " part"]]:
         """Divides the training images at random into disjoint parts with the same mix of classes.
@@ -264,7 +264,7 @@ def _image_data(name: str, arrays: Mapping[str, NDArray[Any]], source: str, wher
         std=tuple(std.tolist()),
         augmentation=AUGMENTATIONS.get(name, Augmentation()),
         source=source,
-        checksum=_checksum(tensors),
+        checksum=checksum_of(tensors),
     )
 
 
@@ -309,7 +309,8 @@ def _channel_statistics(
     return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the four arrays, their names and shapes."""
     digest = hashlib.sha256()
     for name in ARRAYS:
         digest.update(f"{name} {tuple(tensors[name].shape)};".encode())
