@@ -6,6 +6,7 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 
 from nasbook.plots.animation import animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
+from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
 from nasbook.plots.display import Described, describe, show
 from nasbook.plots.explorer import explore_search
@@ -39,6 +40,8 @@ __all__ = [
     "operation_styles",
     "plot_architecture_weights",
     "plot_learning_curves",
+    "plot_matrix",
+    "plot_points",
     "plot_vector_field",
     "show",
     "show_animation",
