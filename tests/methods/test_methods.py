@@ -51,7 +51,7 @@ def test_an_unknown_method(name, nearest):
     assert str(caught.value).endswith(f"Valid: {', '.join(METHODS)}.")
 
 
-@pytest.mark.parametrize("config", [darts.Config, random_search.Config])
+@pytest.mark.parametrize("config", [method.Config for method in METHODS.values()])
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_have_to_be_positive(config, value):
     names = {"epochs", "batch_size", "channels", "cells", "learning_rate", "samples", "architecture_learning_rate"}
@@ -62,7 +62,7 @@ def test_sizes_have_to_be_positive(config, value):
         config(learning_rate=math.nan)
 
 
-@pytest.mark.parametrize("config", [darts.Config, random_search.Config])
+@pytest.mark.parametrize("config", [method.Config for method in METHODS.values()])
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5])
 def test_shares_lie_between_0_and_1(config, share):
     with pytest.raises(InvalidInput, match=f"train_share must be between 0 and 1, got {share}"):
