@@ -347,10 +347,14 @@ def cell_in_words(cell: CellGenotype) -> str:
         return f"c(k-{cell.inputs - node})" if node < cell.inputs else f"node {node}"
 
     sentences = []
-    for node in cell.connected():
+    connected = cell.connected()
+    for node in connected:
         terms = [f"{operation_label(edge.operation)} of {name(edge.source)}" for edge in cell.into(node)]
         verb = "adds" if len(terms) > 1 else "is"
         sentences.append(f"Node {node} {verb} {', '.join(terms[:-1])}{' and ' if terms[1:] else ''}{terms[-1]}.")
+    removed = [str(node) for node in range(cell.inputs, cell.inputs + cell.nodes) if node not in connected]
+    if removed:
+        sentences.append(f"No edge enters node{'s' if removed[1:] else ''} {', '.join(removed)}.")
     outputs = ", ".join(map(str, cell.output))
     sentences.append(f"The output concatenates node{'s' if cell.output[1:] else ''} {outputs}.")
     return " ".join(sentences)

@@ -94,7 +94,7 @@ def plot_matrix(
             f"values: expected seeds × {len(rows)} rows × {len(columns)} columns, got shape {numbers.shape}."
         )
     if np.isinf(numbers).any() or np.isnan(numbers).all():
-        raise InvalidInput("values: expected finite numbers, or nan where there is none; got infinite ones or only nan.")
+        raise InvalidInput("values: expected finite numbers, or nan where there is none; got infinite or only nan.")
     known = {
         (i, j): numbers[~np.isnan(numbers[:, i, j]), i, j] for i in range(len(rows)) for j in range(len(columns))
     }

@@ -35,7 +35,7 @@ def explore_search(history: Sequence[Epoch], *, space: Space = DARTS_SPACE) -> A
             "The explorer needs ipywidgets, which is not installed. Run: pip install 'nasbook[widgets]'. "
             "animate_search shows the same without it."
         ) from None
-    kinds = list(history[0].coefficients) if history else ["normal"]
+    kinds = [kind for kind in history[0].coefficients if kind in history[0].genotype.kinds] if history else ["normal"]
     for kind in kinds:
         trajectory(history, kind, space)
     reports = {report.epoch: report for report in history}

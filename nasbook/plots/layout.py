@@ -28,6 +28,7 @@ OUTPUT_WIDTH = 0.2
 """Width of the output's bar."""
 _LANE = 0.03
 _GAP = 0.07
+_LEAST_GAP = 0.135  # between two columns where there is room for it; labels on two lines look for 0.13
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,18 @@ class _Columns:
             self.straighten(run[cut:], order)
 
 
+def share(room: float, weights: Sequence[float], least: Sequence[float]) -> list[float]:
+    """``room`` divided in proportion to the weights, but no part below its least, as long as there is room for that."""
+    fixed: set[int] = set()
+    while sum(least) < room:
+        rest = (room - sum(least[n] for n in fixed)) / sum(w for n, w in enumerate(weights) if n not in fixed)
+        small = {n for n, weight in enumerate(weights) if n not in fixed and rest * weight < least[n]}
+        if not small:
+            return [least[n] if n in fixed else rest * weight for n, weight in enumerate(weights)]
+        fixed |= small
+    return [room * weight / sum(weights) for weight in weights]
+
+
 def dag_layout(
     edges: Sequence[tuple[int, int]],
     *,
@@ -304,7 +317,7 @@ def dag_layout(
     ]
     climbs = [climb + (0.45 if at < len(climbs) - 2 else 0.12) for at, climb in enumerate(climbs)]
     room = width - sum(widths)
-    gaps = [min(room * climb / sum(climbs), 1.3) for climb in climbs]
+    gaps = [min(gap, 1.3) for gap in share(room, climbs, [_LEAST_GAP] * (len(climbs) - 2) + [0.0, 0.0])]
     x = [widths[0] / 2]
     for before, after, gap in zip(widths, widths[1:], gaps, strict=False):
         x.append(x[-1] + before / 2 + gap + after / 2)

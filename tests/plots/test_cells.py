@@ -31,7 +31,7 @@ from nasbook.plots import (
     operation_styles,
 )
 from nasbook.plots.cells import edge_paths
-from nasbook.plots.layout import spread
+from nasbook.plots.layout import share, spread
 from nasbook.plots.palette import wrap_label
 
 
@@ -174,6 +174,47 @@ def test_a_cell_in_words() -> None:
     assert cell_in_words(CellGenotype((Edge(0, 1, "tanh"),), nodes=1, inputs=1)) == (
         "Node 1 is tanh of c(k-1). The output concatenates node 1."
     )
+
+
+def test_removed_nodes_are_said_and_drawn() -> None:
+    cell = CellGenotype((Edge(1, 7, "sep_conv_3x3"),), nodes=6)
+    assert cell_in_words(cell) == (
+        "Node 7 is sep 3×3 of c(k-1). No edge enters nodes 2, 3, 4, 5, 6. The output concatenates node 7."
+    )
+    figure = draw_cell(cell)
+    assert overlaps(figure) == []
+    assert {str(number) for number in range(2, 8)} < {t.get_text() for t in texts(figure)}
+
+
+@pytest.mark.parametrize(("nodes", "kept"), [(6, 15), (6, 27), (7, 20)])
+def test_cells_with_many_edges_stay_readable(nodes: int, kept: int) -> None:
+    edges = Space(nodes=nodes).edges
+    generator = torch.Generator().manual_seed(kept)
+    drawn = {edges[place] for place in torch.randperm(len(edges), generator=generator)[: kept - nodes].tolist()}
+    drawn |= {(node - 1, node) for node in range(2, nodes + 2)}  # all nodes in a row: as deep as can be
+    names = ("sep_conv_5x5", "skip_connect", "max_pool_3x3")
+    cell = CellGenotype(tuple(Edge(*edge, names[sum(edge) % 3]) for edge in drawn), nodes=nodes)
+    figure = draw_cell(cell, title="a cell")
+    assert overlaps(figure) == []
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 7
+    if nodes == 6:  # the paper's largest; its labels are level
+        assert all(t.get_rotation() == 0 for t in texts(figure))
+        assert figure.get_figheight() < 4.5
+
+
+@given(
+    st.floats(0.1, 5), st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 0.5)), min_size=1, max_size=8)
+)  # fmt: skip
+def test_room_is_shared_by_weight_but_for_the_least(room: float, parts: list[tuple[float, float]]) -> None:
+    weights, least = [weight for weight, _ in parts], [low for _, low in parts]
+    shares = share(room, weights, least)
+    assert sum(shares) == pytest.approx(room)
+    if sum(least) < room:
+        assert all(got >= low - 1e-9 for got, low in zip(shares, least, strict=True))
+        rates = [got / w for got, w, low in zip(shares, weights, least, strict=True) if got > low + 1e-9]
+        assert max(rates) == pytest.approx(min(rates))
+    else:
+        assert shares == pytest.approx([room * weight / sum(weights) for weight in weights])
 
 
 def test_a_genotype_of_many_kinds_is_stacked() -> None:

@@ -221,6 +221,13 @@ def test_the_explorer_redraws_and_keeps_one_picture(make_history: History) -> No
     assert isinstance(box, widgets.VBox)
 
 
+def test_the_explorer_offers_the_kinds_of_the_genotype(make_likely_history: History) -> None:
+    pytest.importorskip("ipywidgets")
+    report = make_likely_history()[0]
+    report = dataclasses.replace(report, genotype=Genotype({"normal": report.genotype.normal}))
+    assert list(explore_search([report]).children[0].children[1].options) == ["normal"]
+
+
 def test_the_explorer_says_how_to_get_ipywidgets(make_history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InvalidInput, match="pip install 'nasbook"):
