@@ -25,6 +25,7 @@ from nasbook.genotypes import (
     count_cells,
     parse_darts,
     random_genotype,
+    random_operations,
 )
 
 few = settings(derandomize=True, deadline=None, max_examples=25)
@@ -111,11 +112,122 @@ def _product(options):
         ({"operations": ("a", "b", "a")}, r"^A candidate operation is named twice: a, b, a\.$"),
         ({"operations": ("none",)}, r"^A space needs at least one candidate operation besides 'none'\.$"),
         ({"operations": ()}, r"^A space needs at least one candidate operation besides 'none'\.$"),
+        ({"left_out": ((3, 3),)}, r"^left_out: this space has no edge from node 3 to node 3\.$"),
+        ({"left_out": ((3, 2),)}, r"^left_out: this space has no edge from node 3 to node 2\.$"),
+        ({"left_out": ((0, 1),)}, r"^left_out: this space has no edge from node 0 to node 1\.$"),
+        ({"left_out": ((0, 6),)}, r"^left_out: this space has no edge from node 0 to node 6\.$"),
+        ({"left_out": ((-1, 2),)}, r"^left_out: this space has no edge from node -1 to node 2\.$"),
+        ({"left_out": ((0, 2), (1, 2))}, r"^left_out: node 2 would have no incoming edge\.$"),
+        ({"left_out": ((0, 3), (1, 3), (2, 3))}, r"^left_out: node 3 would have no incoming edge\.$"),
     ],
 )
 def test_wrong_spaces(values, message):
     with pytest.raises(InvalidInput, match=message):
         Space(**values)
+
+
+def test_edges_that_are_left_out():
+    space = Space(nodes=3, left_out=((2, 3), (0, 4)))
+    assert space.edges == ((0, 2), (1, 2), (0, 3), (1, 3), (1, 4), (2, 4), (3, 4))
+    assert [space.sources(node) for node in range(5)] == [(), (0,), (0, 1), (0, 1), (1, 2, 3)]
+    assert [space.targets(node) for node in range(5)] == [(2, 3), (2, 3, 4), (4,), (4,), ()]
+    assert [space.kept(node) for node in (2, 3, 4)] == [2, 2, 2]
+    assert Space(nodes=3, edges_per_node=3, left_out=((2, 3),)).kept(3) == 2
+    assert len({space, Space(nodes=3, left_out=((2, 3), (0, 4))), Space(nodes=3)}) == 2
+
+
+@st.composite
+def sparse_spaces(draw: st.DrawFn) -> dict:
+    """Arguments of a space without some of its edges; every node has one left."""
+    nodes, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    left_out = []
+    for target in range(inputs, inputs + nodes):
+        fed = draw(st.sets(st.integers(0, target - 1), min_size=1))
+        left_out += [(source, target) for source in range(target) if source not in fed]
+    return {
+        "operations": ("none", "a", "b"),
+        "nodes": nodes,
+        "inputs": inputs,
+        "edges_per_node": draw(st.integers(1, 3)),
+        "left_out": tuple(draw(st.permutations(left_out))),
+    }
+
+
+@few
+@given(sparse_spaces())
+def test_sources_and_targets_are_the_edges(options):
+    space = Space(**options)
+    last = space.inputs + space.nodes
+    every = {(s, t) for t in range(space.inputs, last) for s in range(t)}
+    assert set(space.edges) == every - set(options["left_out"]) and len(space.edges) == len(set(space.edges))
+    assert list(space.edges) == sorted(space.edges, key=lambda edge: edge[::-1])  # grouped by target
+    for node in range(last):
+        assert space.targets(node) == tuple(t for s, t in sorted(space.edges) if s == node)
+        if node >= space.inputs:
+            assert space.sources(node) == tuple(s for s, t in sorted(space.edges) if t == node)
+
+
+@few
+@given(sparse_spaces(), st.integers(0, 2**32))
+def test_cells_of_a_space_without_some_edges(options, seed):
+    """They are counted by brute force, and drawn from the edges that there are."""
+    space = Space(**options)
+    total = 1
+    for node in range(space.inputs, space.inputs + space.nodes):
+        sources = [s for s, t in space.edges if t == node]
+        kept = min(space.edges_per_node, len(sources))
+        picks = _product([[None, "a", "b"]] * len(sources))
+        total *= sum(sum(name is not None for name in pick) == kept for pick in picks)
+    assert count_cells(space) == total
+    cell = random_genotype(space, torch.Generator().manual_seed(seed)).normal
+    assert {(edge.source, edge.target) for edge in cell.edges} <= set(space.edges)
+    for node in range(space.inputs, space.inputs + space.nodes):
+        assert len(cell.into(node)) == space.kept(node) == len({edge.source for edge in cell.into(node)})
+
+
+def test_random_genotypes_without_some_edges_are_uniform():
+    space = Space(("none", "a", "b"), nodes=2, edges_per_node=1, left_out=((1, 3), (0, 2)), kinds=("cell",))
+    generator = torch.Generator().manual_seed(0)
+    counts: dict[CellGenotype, int] = {}
+    for _ in range(800):
+        cell = random_genotype(space, generator)["cell"]
+        counts[cell] = counts.get(cell, 0) + 1
+    assert len(counts) == count_cells(space) == 8  # one source of node 2, two of node 3, two operations each
+    assert all(60 < count < 140 for count in counts.values())  # 100 ± 4 deviations
+
+
+# ---------------------------------------------------------------------------------------------- random operations
+
+
+@few
+@given(st.dictionaries(st.text(max_size=5), cells(), min_size=1, max_size=3), st.integers(0, 2**32))
+def test_random_operations_keep_the_topology(cells_by_kind, seed):
+    # Only cells whose edges are single: two operations between two nodes could be drawn alike.
+    topology = Genotype({kind: build_cell(*single_edges(cell)) for kind, cell in cells_by_kind.items()})
+    drawn = random_operations(topology, ("x", "y"), torch.Generator().manual_seed(seed))
+    assert drawn.kinds == topology.kinds
+    for kind in topology.kinds:
+        old, new = topology[kind], drawn[kind]
+        assert [(e.source, e.target) for e in new.edges] == [(e.source, e.target) for e in old.edges]
+        assert (new.nodes, new.inputs, new.output) == (old.nodes, old.inputs, old.output)
+        assert {edge.operation for edge in new.edges} <= {"x", "y"}
+    assert drawn == random_operations(topology, ("x", "y"), torch.Generator().manual_seed(seed))
+
+
+def single_edges(cell: tuple) -> tuple:
+    edges, nodes, inputs, output = cell
+    return [(*pair, "a") for pair in sorted({edge[:2] for edge in edges})], nodes, inputs, output
+
+
+def test_random_operations_are_uniform_and_independent():
+    topology = Genotype({"cell": CellGenotype((Edge(0, 2, "a"), Edge(2, 3, "a")), nodes=2)})
+    generator = torch.Generator().manual_seed(0)
+    counts: dict[Genotype, int] = {}
+    for _ in range(900):
+        drawn = random_operations(topology, ("x", "y", "z"), generator)
+        counts[drawn] = counts.get(drawn, 0) + 1
+    assert len(counts) == 9
+    assert all(60 < count < 140 for count in counts.values())  # 100 ± 4 deviations
 
 
 # ---------------------------------------------------------------------------------------------- cells

@@ -12,7 +12,7 @@ import torch
 from nasbook.data import load_images
 from nasbook.errors import CheckpointError, InvalidInput
 from nasbook.genotypes import Space
-from nasbook.methods import METHODS, SearchReport, darts, get_method, random_search
+from nasbook.methods import METHODS, SearchReport, darts, get_method
 from nasbook.training import Run, evaluate
 
 SPACE = Space(("none", "skip_connect", "sep_conv_3x3"), nodes=2)

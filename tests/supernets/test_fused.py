@@ -100,11 +100,13 @@ class Case:
     """Inside ``kept_statistics``, as in an architecture step."""
     softmax: bool = False
     """Coefficients through a softmax; otherwise any real numbers."""
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Edges that the cell does without."""
     seed: int = 0
 
     @property
     def space(self) -> Space:
-        return Space(self.operations, self.nodes)
+        return Space(self.operations, self.nodes, left_out=self.left_out)
 
     @property
     def values(self) -> int:
@@ -242,6 +244,17 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
     return case
 
 
+@st.composite
+def sparse_cases(draw: st.DrawFn, **fixed: Any) -> Case:
+    """Cells without some of their edges: every node has one input edge at least, and maybe no output edge."""
+    case = draw(cases(**fixed))
+    left_out = []
+    for target in range(2, 2 + case.nodes):
+        fed = draw(st.sets(st.integers(0, target - 1), min_size=1))
+        left_out += [(source, target) for source in range(target) if source not in fed]
+    return dataclasses.replace(case, left_out=tuple(left_out))
+
+
 def several(examples: int) -> settings:
     return settings(derandomize=True, deadline=None, max_examples=examples)
 
@@ -279,6 +292,80 @@ def test_second_derivatives_in_evaluation_mode_are_the_readable_ones(case):
 def test_third_derivatives_are_the_readable_ones():
     # In evaluation mode only: torch's third derivative of batch norm in training is wrong.
     check(Case(nodes=1, channels=2, place="reduction", training=False), order=3)
+
+
+SPARSE = {
+    "pairs of output edges": ((3, 4),),
+    "inputs with different targets": ((0, 2), (1, 3), (1, 4)),
+    "an input that nothing reads": ((0, 2), (0, 3), (0, 4)),
+    "the other one": ((1, 2), (1, 3), (1, 4)),
+    "a node that nothing reads": ((2, 3), (2, 4)),
+    "a chain": ((1, 2), (0, 3), (1, 3), (0, 4), (1, 4), (2, 4)),
+}
+
+
+@several(20)
+@given(sparse_cases())
+@example(dataclasses.replace(EVERYTHING, left_out=((0, 2), (1, 3))))
+def test_cells_without_some_edges_are_the_readable_ones(case):
+    assume(case.well_conditioned())
+    check(case)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("left_out", SPARSE.values(), ids=SPARSE)
+def test_every_kind_of_left_out_edge(left_out, place):
+    operations = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+    case = Case(operations, nodes=3, place=place, channels=2, left_out=left_out)
+    check(case, order=2 if place == "normal" else 1)
+    check(dataclasses.replace(case, together=False))
+
+
+@pytest.mark.parametrize("left_out", SPARSE.values(), ids=SPARSE)
+def test_a_cell_without_some_edges_is_the_whole_cell_with_coefficients_of_zero(left_out):
+    """Another reference: in evaluation mode, where no batch norm sees the other edges."""
+    operations = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")
+    whole = Case(operations, nodes=3, channels=2, training=False)
+    sparse = dataclasses.replace(whole, left_out=left_out)
+    rows = [row for row, edge in enumerate(whole.space.edges) if edge not in left_out]
+    inputs = whole.inputs()
+    for engine in ENGINES:
+        cell, part = whole.cell(engine), sparse.cell(engine)
+        part.preprocessing.load_state_dict(cell.preprocessing.state_dict())
+        for place, row in enumerate(rows):
+            part.edges[place].load_state_dict(cell.edges[row].state_dict())
+        zeroed = torch.zeros_like(inputs["alpha"])
+        zeroed[rows] = inputs["alpha"][rows]
+        expected = whole.run(cell, {**inputs, "alpha": zeroed})
+        output = sparse.run(part, {**inputs, "alpha": inputs["alpha"][rows]})
+        assert len(part.edges) == len(rows) < len(cell.edges)
+        assert_same({"output": output.detach()}, {"output": expected.detach()})
+
+
+class RowsOfAnotherEdge(FusedCell):
+    """What leaves the inputs one by one takes the other input's coefficients."""
+
+    def __init__(self, space, placement):
+        super().__init__(space, placement)
+        first, second = self._alone[:2]
+        if len(first._rows) == len(second._rows):
+            first._rows, second._rows = second._rows, first._rows
+
+
+class LastTargetForgotten(FusedCell):
+    """A node's last target gets nothing from it."""
+
+    def __init__(self, space, placement):
+        super().__init__(space, placement)
+        self._alone[1].targets = (*self._alone[1].targets[:-1], self._alone[1].targets[-1] - 1)
+
+
+@pytest.mark.parametrize("mutant", [RowsOfAnotherEdge, LastTargetForgotten])
+def test_a_wrong_edge_is_found(mutant):
+    case = Case(("skip_connect", "sep_conv_3x3"), nodes=3, left_out=((0, 2), (1, 3)))
+    check(case)
+    with pytest.raises(AssertionError, match="differ by more than"):
+        check(case, engine=mutant)
 
 
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != ZERO])
