@@ -204,7 +204,10 @@ def _check_penalty(answer: Callable[[Predecessors, Predecessors], Tensor]) -> st
     for number, one in enumerate(p):  # nobody chooses the node
         one[2 * number] = one.max() + 0.1
         one /= one.sum()
-    got = float(answer(p, has))
+    product = answer(p, has)
+    if product is None:
+        return "The function returns nothing yet: return the product over the earlier nodes."
+    got = float(product)
     for hint, wrong in WRONG_PENALTIES.items():
         if math.isclose(got, float(wrong(p, has))):
             return hint
