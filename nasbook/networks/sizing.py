@@ -37,18 +37,19 @@ def channels_for(parameters: int, genotype: Genotype, cells: int, classes: int =
         options: further arguments of :class:`~nasbook.networks.DerivedNetwork`.
 
     Raises:
-        InvalidInput: even one channel takes more than twice as many parameters, or 4096 channels take fewer.
+        InvalidInput: the fewest channels that the stem can have take more than twice as many parameters, or 4096
+            channels take fewer.
     """
     require_positive(parameters=parameters)
 
     def count(channels: int) -> int:
         return parameters_of(genotype, channels, cells, classes, **options)
 
-    low, high = 1, 2
+    least = 2 if options.get("stem") == "imagenet" else 1  # its first convolution has half of them
+    low, high = least, 2 * least
     if count(low) > 2 * parameters:
         raise InvalidInput(
-            f"A network of {cells} such cells has {count(low):,} parameters with one channel; "
-            f"{parameters:,} is too few."
+            f"A network of {cells} such cells has {count(low):,} parameters with C = {low}; {parameters:,} is too few."
         )
     while count(high) < parameters:
         low, high = high, 2 * high
