@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from nasbook.genotypes import DARTS_V1, Genotype
@@ -45,12 +47,30 @@ def run_all(cases: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 
 # --- what it does -----------------------------------------------------------------------------------------------------
 
+MILENAS = ["search", "milenas", *CELL, "--epochs", "2", "--quiet"]
+STRETCHABLE = ["search", "stretchable", *CELL, "--epochs", "2", "--quiet"]
+FOLDER = ["--data", "images", "--share", "0.5", "--test-share", "1", "--image-size", "32", "--stem", "imagenet"]
+THIRDS = ["--train-share", "0.34", "--topology-share", "0.33", "--batch-size", "4"]
+WITH_ONE_EPOCH = ["--epochs", "1", "--batch-size", "4", "--quiet"]
+
 GOOD: dict[str, Any] = {
     "search": [*SEARCH, "--out", "search"],
     "search again": [*SEARCH, "--out", "search again"],
     "search resumed at its end": [*SEARCH, "--out", "search", "--resume"],
     "search with another seed": [*SEARCH, "--out", "seed 1", "--seed", "1" + "0" * 20],
     "random search": [*RANDOM, "--out", "random"],
+    "milenas": [*MILENAS, "--out", "milenas"],
+    "milenas without the training loss": [*MILENAS, "--train-weight", "0", "--out", "as darts"],
+    "stretchable": [*STRETCHABLE, "--out", "stretchable"],
+    "stretchable resumed at its end": [*STRETCHABLE, "--out", "stretchable", "--resume"],
+    "pairs": [*STRETCHABLE, "--topology", "output-edges", "--no-empty-choice", "--penalty-weight", "1",
+              "--topology-learning-rate", "0.1", "--topology-weight-decay", "0", "--out", "pairs"],
+    "draw stretchable": ["draw", "stretchable/genotype.json", "--out", "stretchable.svg"],
+    "search on a folder": [*STRETCHABLE, *FOLDER, *THIRDS, "--out", "folder search"],
+    "train on a folder": ["train", "folder search/genotype.json", *FOLDER, "--cells", "3", *WITH_ONE_EPOCH,
+                          "--label-smoothing", "0.1", "--decay", "exponential", "--out", "folder train"],
+    "train so many parameters": ["train", "stretchable/genotype.json", "--parameters", "20000", *WITH_ONE_EPOCH,
+                                 "--batch-size", "64", "--out", "budget"],
     "train": ["train", "search/genotype.json", *TRAIN, "--out", "train"],
     "train a published cell": ["train", "DARTS_V1", *TRAIN, "--epochs", "1", "--out", "published"],
     "draw": ["draw", "search/genotype.json", "--out", "cell.svg"],
@@ -63,6 +83,8 @@ GOOD: dict[str, Any] = {
     "help": ["--help"],
     "help of search": ["search", "--help"],
     "help of search darts": ["search", "darts", "--help"],
+    "help of search milenas": ["search", "milenas", "--help"],
+    "help of search stretchable": ["search", "stretchable", "--help"],
     "help of search random-search": ["search", "random-search", "--help"],
     "help of train": ["train", "--help"],
     "help of draw": ["draw", "--help"],
@@ -80,6 +102,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def good(folder):
+    random = np.random.default_rng(0)
+    for part, label, number in itertools.product(("train", "val"), ("n01", "n02"), range(16)):
+        path = folder / "images" / part / label / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(path)
     return run_all(GOOD, folder)
 
 
@@ -105,6 +132,48 @@ def test_search(good, folder):
               for n in ("search", "search again", "seed 1")]
     assert curves[0] == curves[1] != curves[2]
     assert good["search resumed at its end"]["changed"] == []
+
+
+def test_milenas(good, folder):
+    results = {
+        name: json.loads((folder / name / "result.json").read_text()) for name in ("milenas", "search", "as darts")
+    }
+    assert (results["milenas"]["method"], results["milenas"]["config"]["train_weight"]) == ("milenas", 1.0)
+    histories = {name: without_seconds(result["history"]) for name, result in results.items()}
+    assert histories["as darts"] == histories["search"] != histories["milenas"]
+
+
+def test_stretchable(good, folder):
+    result = json.loads((folder / "stretchable" / "result.json").read_text())
+    assert result["method"] == "stretchable"
+    assert result["space"]["operations"] == ["skip_connect", "sep_conv_3x3"]  # without zero, which was given too
+    assert result["config"]["topology"] == "any-output-edges"
+    assert good["stretchable resumed at its end"]["changed"] == []
+    pairs = json.loads((folder / "pairs" / "result.json").read_text())["config"]
+    assert (pairs["topology"], pairs["empty_choice"], pairs["penalty_weight"]) == ("output-edges", False, 1.0)
+    assert (pairs["topology_learning_rate"], pairs["topology_weight_decay"]) == (0.1, 0.0)
+    assert "<svg" in (folder / "stretchable.svg").read_text()
+
+
+def test_a_folder_of_images(good, folder):
+    result = json.loads((folder / "folder search" / "result.json").read_text())
+    assert (result["config"]["stem"], result["config"]["topology_share"]) == ("imagenet", 0.33)
+    trained = json.loads((folder / "folder train" / "result.json").read_text())
+    assert trained["data"] == result["data"]  # the same images
+    assert (trained["config"]["decay"], trained["config"]["label_smoothing"]) == ("exponential", 0.1)
+    out = good["search on a folder"]["out"]
+    assert (
+        "train it: nasbook train 'folder search/genotype.json' --scale quick "
+        "--data images --share 0.5 --image-size 32 --stem imagenet" in out
+    )
+
+
+def test_a_number_of_parameters(good):
+    said = re.match(r"(\d+) channels: ([\d,]+) parameters are the nearest to 20,000\n([\d,]+) parameters, ",
+                    good["train so many parameters"]["out"])
+    assert said
+    assert said[2] == said[3]  # at quick there is no auxiliary head
+    assert 15_000 < int(said[2].replace(",", "")) < 25_000
 
 
 def without_seconds(history):
@@ -157,6 +226,11 @@ def test_list_has_every_name(good):
 
 
 RUN = ("--out", "--data", "--scale", "--seed", "--device", "--resume", "--checkpoint-steps", "--quiet")
+OF_A_FOLDER = ("--share", "--test-share", "--image-size", "--limit-gib")
+TOPOLOGY = ("--topology {any-output-edges", "--edges-per-node", "--empty-choice", "--penalty-weight",
+            "--topology-learning-rate", "--topology-weight-decay", "--topology-share")
+TRAINING = ("--channels", "--parameters", "--cells", "--auxiliary", "--stem", "--cutout", "--decay {cosine",
+            "--label-smoothing")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +239,10 @@ RUN = ("--out", "--data", "--scale", "--seed", "--device", "--resume", "--checkp
         ("help", ("search METHOD", "train GENOTYPE", "draw GENOTYPE", "reproduce EXPERIMENT", "records", "list")),
         ("help of search", ("METHOD", "darts, milenas, stretchable, random-search")),
         ("help of search darts", (*RUN, "--epochs", "--operations", "--nodes", "--order", "--channels")),
+        ("help of search milenas", (*RUN, *OF_A_FOLDER, "--train-weight", "--validation-weight")),
+        ("help of search stretchable", (*RUN, *OF_A_FOLDER, "--train-weight", *TOPOLOGY)),
         ("help of search random-search", (*RUN, "--samples", "--operations")),
-        ("help of train", ("GENOTYPE", *RUN, "--channels", "--cells", "--auxiliary", "--stem", "--cutout")),
+        ("help of train", ("GENOTYPE", *RUN, *OF_A_FOLDER, *TRAINING)),
         ("help of draw", ("GENOTYPE", "--out")),
         ("help of reproduce", ("EXPERIMENT", "darts-random, darts-collapse")),
         ("help of reproduce darts-random", ("--scale", "--seed", "--data", "--device", "--out", "--resume")),
@@ -205,6 +281,8 @@ FILES = {
     "data/cifar-10-binary.tar.gz": b"cut short",
     "bad records/x.json": "{",
     "damaged/checkpoint.pt": b"PK damaged",
+    "damaged images/train/n01/0.jpg": "not an image",
+    "damaged images/val/n01/0.jpg": "not an image",
     "a file": "",
 }
 
@@ -243,6 +321,17 @@ BAD: dict[str, tuple[Any, str]] = {
     "a word": ([*SEARCH, "--epochs", "three"], "--epochs: invalid literal for int() with base 10: 'three'."),
     "no value": ([*SEARCH, "--out"], "Missing value for argument '--out'."),
     "only the zero operation": ([*SEARCH, "--operations", "none"], "at least one candidate operation besides 'none'."),
+    "channels and parameters": (["train", "DARTS_V1", "--channels=4", "--parameters", "9999", "--out", "x"],
+                                "Give --channels or --parameters, not both."),
+    "too few parameters": (["train", "DARTS_V1", "--parameters", "10", "--out", "x"], "10 is too few."),
+    "no parameters": (["train", "DARTS_V1", "--parameters", "0", "--out", "x"], "parameters must be above 0, got 0."),
+    "weights of losses": ([*MILENAS, "--train-weight", "0", "--validation-weight", "0"], "the sum of both weights"),
+    "negative penalty": ([*STRETCHABLE, "--penalty-weight", "-1"], "penalty_weight must be at least 0, got -1.0."),
+    "share of the topology": ([*STRETCHABLE, "--topology-share", "0.5"], "topology_share must be at least 0 and leave"),
+    "topology": ([*STRETCHABLE, "--topology", "edges"], "Expected one of ('any-output-edges', 'output-edges', 'input-"),
+    "label smoothing": (["train", "DARTS_V1", "--label-smoothing", "1", "--out", "x"],
+                        "label_smoothing must be at least 0 and below 1, got 1.0."),
+    "decay": (["train", "DARTS_V1", "--decay", "step", "--out", "x"], "Expected one of ('cosine', 'exponential', 'lin"),
     # genotypes
     "no file": (["train", "x.json"], "Can't read the genotype x.json: No such file or directory."),
     "half a file": (["train", "half.json"], "half.json: Not valid JSON (line 5"),
@@ -272,6 +361,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "truncated": ([*SEARCH, "--data", "cifar10"], "data/cifar-10-binary.tar.gz is damaged or cut short"),
     "no npz": ([*SEARCH, "--data", "none.npz"], "There is no file none.npz."),
     "classes": ([*SEARCH, "--data", "classes.npz"], "classes.npz: test_labels: expected 0 to 2 as in train_labels"),
+    "a folder that holds no images": ([*SEARCH, "--data", "data"], "There is no folder data/train. Expected data to "),
+    "too small a share": ([*SEARCH, "--data", "images"], "share=0.03 of the 16 images in images/train/n01 is none"),
+    "too much memory": ([*SEARCH, *FOLDER, "--limit-gib", "0.0001"], "GiB, more than limit_gib=0.0001. Lower share "),
+    "no test images": (["train", "DARTS_V1", *FOLDER, "--test-share", "0", "--out", "x"],
+                       "evaluated on test images: give a --test-share"),
+    "a damaged image": ([*SEARCH, "--data", "damaged images", "--share", "1", "--test-share", "0"],
+                        "0.jpg is not an image, or is damaged."),
     "data of reproduce": (["reproduce", "darts-random", "--data", "digit", "--out", "x"], "Unknown data set 'digit'."),
     # machine
     "no CUDA": ([*SEARCH, "--device", "cuda"], "Device 'cuda' is not here: torch finds 0 CUDA devices."),
@@ -293,14 +389,15 @@ BAD: dict[str, tuple[Any, str]] = {
     "a damaged record": (["records", "--folder", "bad records"], "bad records/x.json is not a record of nasbook"),
 }
 WRONG_USAGE = {"no command", "no method", "no experiment", "no genotype", "method", "config key", "config key of train",
-               "experiment", "order", "extra argument", "argument of list", "picture", "no value", "a word"}
+               "experiment", "order", "extra argument", "argument of list", "picture", "no value", "a word",
+               "channels and parameters", "no test images", "topology", "decay"}
 
 
 @pytest.fixture(scope="module")
 def bad(good, folder):
     for name, content in FILES.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     random = np.random.default_rng(0)
     for name, labels in (("other", [0, 1, 2]), ("classes", [0, 1, 3])):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nasbook.cli.options import (
     parse,
     positional,
     scale_in,
+    value_of,
 )
 from nasbook.errors import InvalidInput, unknown_name
 
@@ -61,7 +63,8 @@ def _search(arguments: list[str]) -> None:
     epochs = len(result.history)
     print(f"validation accuracy {result.validation_accuracy:.2%} after {epochs} epochs, {result.seconds:.0f} s")
     print(f"genotype: {options.out / 'genotype.json'}")
-    print(f"train it: nasbook train {options.out / 'genotype.json'} --scale {options.scale} --data {options.data}")
+    again = ["nasbook", "train", str(options.out / "genotype.json"), "--scale", options.scale, *_same_data(options)]
+    print(f"train it: {shlex.join(again)}")
 
 
 def _train(arguments: list[str]) -> None:
@@ -80,6 +83,10 @@ def _train(arguments: list[str]) -> None:
     )
     title = "Train the network of a genotype and evaluate it on the test images."
     options = parse(TrainOptions, defaults, "nasbook train GENOTYPE", title, rest)
+    if options.parameters is not None and value_of("--channels", rest) is not None:
+        raise Usage("Give --channels or --parameters, not both.")
+    if _is_folder(options.data) and not options.folder.test_share:
+        raise Usage("The network is evaluated on test images: give a --test-share above 0.")
     genotype = _genotype(name)
 
     import torch
@@ -87,20 +94,19 @@ def _train(arguments: list[str]) -> None:
 
     from nasbook.analysis import count_macs, count_parameters
     from nasbook.files import whole_file
-    from nasbook.networks import DerivedNetwork
+    from nasbook.networks import DerivedNetwork, channels_for, parameters_of
     from nasbook.seeding import fold_seed
     from nasbook.training import Fit
 
     data = _load(options)
+    channels, form = options.channels, {"stem": options.stem, "in_channels": data.channels}
+    if options.parameters is not None:
+        channels = channels_for(options.parameters, genotype, options.cells, data.classes, **form)
+        found = parameters_of(genotype, channels, options.cells, data.classes, **form)
+        print(f"{channels} channels: {found:,} parameters are the nearest to {options.parameters:,}")
     torch.manual_seed(fold_seed(options.seed, "derived network"))
     network = DerivedNetwork(
-        genotype,
-        options.channels,
-        options.cells,
-        data.classes,
-        auxiliary=options.auxiliary,
-        stem=options.stem,
-        in_channels=data.channels,
+        genotype, channels, options.cells, data.classes, auxiliary=options.auxiliary, **form
     )
     run = Fit(network, data, options.config, seed=options.seed)
     macs = count_macs(network, (1, data.channels, data.size, data.size))
@@ -258,7 +264,7 @@ def _genotype(name: str) -> Any:
 
 
 def _load(options: Any) -> Any:
-    from nasbook.data import load_images
+    from nasbook.data import list_images, load_image_folder, load_images
     from nasbook.environment import resolve_device
     from nasbook.experiments import get_scale
     from nasbook.seeding import seed_everything
@@ -266,8 +272,35 @@ def _load(options: Any) -> Any:
     device = resolve_device(options.device)
     seed_everything(options.seed, threads=None)
     scale = get_scale(options.scale)
+    if _is_folder(options.data):
+        return load_image_folder(
+            options.data,
+            seed=0,  # a data set, not a part of the run: the same images whatever --seed is
+            **asdict(options.folder),
+            device=device,
+            progress=not options.quiet,
+        )
+    if not options.data.endswith(".npz") and options.data not in list_images():
+        raise unknown_name("data set", options.data, [*list_images(), "a path that ends in .npz", "a folder of images"])
     data = load_images(options.data, device=device)
     return data.take(scale.train_images, scale.test_images) if options.data == scale.data else data
+
+
+def _is_folder(data: str) -> bool:
+    """Whether --data is a folder of images and not the name of a set."""
+    from nasbook.data import list_images
+
+    return data not in list_images() and Path(data).is_dir()
+
+
+def _same_data(options: Any) -> list[str]:
+    """The arguments with which a training gets a search's images, and a network for their size."""
+    given = ["--data", options.data]
+    if _is_folder(options.data):
+        given += ["--share", str(options.folder.share), "--image-size", str(options.folder.image_size)]
+    if options.config.stem != "cifar":
+        given += ["--stem", options.config.stem]
+    return given
 
 
 def _drive(run: Any, options: Any, label: str) -> None:

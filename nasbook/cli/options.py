@@ -18,6 +18,20 @@ from nasbook.training import FitConfig
 ConfigType = TypeVar("ConfigType")
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    """Which images of a folder are used; the same ones in every run."""
+
+    share: float = 0.03
+    """Share of the images in train, the same of every class."""
+    test_share: float = 0.1
+    """Share of the images in val, which are the test images; a search needs none."""
+    image_size: int = 224
+    """Height and width that the images are resized and cropped to."""
+    limit_gib: float = 16.0
+    """Most GiB that the decoded images may take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of everything that runs for a while."""
@@ -25,7 +39,7 @@ class RunOptions:
     out: Path
     """Folder for the results and the checkpoint."""
     data: str
-    """Data set: a name from `nasbook list`, or the path of an .npz file."""
+    """Data set: a name from `nasbook list`, an .npz file, or a folder of images, train/CLASS and val/CLASS."""
     scale: str
     """Size that the other defaults come from: quick, laptop, gpu or paper."""
     seed: int = 0
@@ -38,6 +52,8 @@ class RunOptions:
     """Also save every so many steps, not only after each epoch; 0 for epochs only."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress bar."""
+    folder: tyro.conf.OmitArgPrefixes[FolderOptions] = FolderOptions()
+    """Of --data, where that is a folder of images: some of them become the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +74,12 @@ class TrainOptions(RunOptions):
 
     channels: int
     """Channels of the first cell's nodes, C."""
+    parameters: int | None = None
+    """In place of --channels: take the C that comes nearest to so many parameters, an auxiliary head aside."""
     cells: int
     """Number of cells, L."""
     auxiliary: bool
-    """Add an auxiliary head (images of 32 pixels)."""
+    """Add an auxiliary head (images of 32 pixels, or of 224 with the imagenet stem)."""
     stem: str = "cifar"
     """cifar keeps the resolution, imagenet divides it by 8."""
     config: tyro.conf.OmitArgPrefixes[FitConfig]
@@ -160,11 +178,16 @@ def positional(
     return arguments[0], arguments[1:]
 
 
-def scale_in(arguments: list[str]) -> str | None:
-    """The value of --scale, which decides the other options' defaults."""
+def value_of(option: str, arguments: list[str]) -> str | None:
+    """What an option is given on the command line, before it is parsed; None where it is not there."""
     for number, argument in enumerate(arguments):
-        if argument == "--scale" and number + 1 < len(arguments):
+        if argument == option and number + 1 < len(arguments):
             return arguments[number + 1]
-        if argument.startswith("--scale="):
+        if argument.startswith(f"{option}="):
             return argument.partition("=")[2]
     return None
+
+
+def scale_in(arguments: list[str]) -> str | None:
+    """The value of --scale, which decides the other options' defaults."""
+    return value_of("--scale", arguments)

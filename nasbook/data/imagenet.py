@@ -187,7 +187,8 @@ def _decode(
             raise DataError(f"Can't read {sample[0]}: {error.strerror or error}.") from None
 
     images = torch.empty(len(samples), 3, image_size, image_size, dtype=torch.uint8)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(samples), desc=label, disable=not label) as bar:
+    quiet = not label or not samples
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(samples), desc=label, disable=quiet) as bar:
         for start in range(0, len(samples), CHUNK):  # few enough to stop soon after an error
             for index, image in enumerate(pool.map(decode, samples[start : start + CHUNK]), start):
                 images[index] = image
