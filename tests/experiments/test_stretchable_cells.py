@@ -47,12 +47,12 @@ def tiny():
         search_epochs=2,
         search_batch=32,
         search_channels=2,
-        search_cells=3,
-        layers=(3, 4),
+        search_cells=1,  # a reduction cell
+        layers=(1, 3),
         epochs=1,
         batch=32,
         channels=2,
-        cells=3,
+        cells=1,
         parameters=3000,
     )
 
@@ -205,20 +205,20 @@ def test_rows(tiny, measured):
 
 def test_layers(tiny, measured):
     values, _ = measured("stretchable-layers")
-    assert values["layers"] == [3, 4]
+    assert values["layers"] == [1, 3]
     for name in ("MiLeNAS-SC", "DARTS", "DARTS, more nodes"):
         method = values[name]
-        assert set(method["searches"]) == {"3", "4"}
+        assert set(method["searches"]) == {"1", "3"}
         for summary in method["searches"].values():
             assert_summary(summary)
         assert np.shape(method["matrix"]) == np.shape(method["parameters"]) == (2, 2)
-        for row, depth in enumerate(("3", "4")):
+        for row, depth in enumerate(("1", "3")):
             genotype = Genotype.from_json(method["searches"][depth]["genotype"])
-            for column, cells in enumerate((3, 4)):
+            for column, cells in enumerate((1, 3)):
                 options = {"classes": 10, "in_channels": 1}
                 channels = channels_for(tiny.parameters, genotype, cells, **options)
                 assert method["parameters"][row][column] == parameters_of(genotype, channels, cells, **options)
-    assert values["trajectory"].keys() == {"3", "4"}
+    assert values["trajectory"].keys() == {"1", "3"}
     for depth, steps in values["trajectory"].items():
         reports = trajectory_reports(steps)
         assert [report.epoch for report in reports] == [1, 2]

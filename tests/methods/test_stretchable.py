@@ -296,7 +296,7 @@ class PowerCut(BaseException):
 )
 def test_killed_after_any_step_it_resumes_to_the_same_bits(data, tmp_path, changes):
     """What is left of a search that is killed in step k is the checkpoint of step k − 1: each of them is kept here."""
-    changes = {"space": Space(SPACE.operations, 2), **changes}
+    changes = {"space": Space(SPACE.operations, 2), "cells": 1, **changes}
     victim, path = search_of(data, **changes), tmp_path / "checkpoint.pt"
     step, kept = victim.update.weight_optimizer.step, []
 
@@ -408,7 +408,7 @@ def test_the_fused_engine_is_the_readable_one(data, changes):
 def test_second_order_gradients_of_the_engines_are_the_same(data, changes):
     """Of the mixed objective, through the unrolled step."""
     results = []
-    for search in both_engines(data, order="second-order", **changes):
+    for search in both_engines(data, order="second-order", cells=1, **changes):
         assert search.update.objective == Objective(1.0, 1.0)
         gradients = search.update.architecture_gradient(double_batch(1), double_batch(2)).gradients
         names = [name for name, _ in search.network.relaxations.named_parameters()]
