@@ -202,8 +202,19 @@ STRETCHABLE_SCALES: dict[str, StretchableScale] = {
 
 
 def stretchable_scale(scale: Scale) -> StretchableScale:
-    """The numbers of Chapter 2 at a scale."""
-    return scale if isinstance(scale, StretchableScale) else STRETCHABLE_SCALES[scale.name]
+    """The numbers of Chapter 2 at a scale.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
+    if isinstance(scale, StretchableScale):
+        return scale
+    if scale != SCALES.get(scale.name):  # its own numbers would be lost
+        raise InvalidInput(
+            f"Chapter 2 needs numbers of its own (layers, parameters, stretchable_nodes), which the scale "
+            f"{scale.name!r} lacks: give a StretchableScale, or the name of a scale."
+        )
+    return STRETCHABLE_SCALES[scale.name]
 
 
 def get_scale(name: str | None = None) -> Scale:
