@@ -283,7 +283,7 @@ def test_every_judge_reads_what_its_experiment_wrote(tiny, measured, record_of, 
 def test_a_scale_without_the_numbers_of_chapter_2_is_refused():
     """Also one that goes by a known name: its changed numbers would be lost without a word."""
     for scale in (replace(SCALES["quick"], name="mine"), replace(SCALES["quick"], epochs=1)):
-        message = rf"^Chapter 2 needs numbers of its own \(layers, .* scale '{scale.name}' lacks: give a StretchableScale"
+        message = rf"^Chapter 2 needs numbers of its own .* scale '{scale.name}' lacks: give a StretchableScale"
         with pytest.raises(InvalidInput, match=message):
             reproduce("stretchable-rows", scale)
         with pytest.raises(InvalidInput, match=message):
