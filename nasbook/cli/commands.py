@@ -64,6 +64,8 @@ def _search(arguments: list[str]) -> None:
     print(f"validation accuracy {result.validation_accuracy:.2%} after {epochs} epochs, {result.seconds:.0f} s")
     print(f"genotype: {options.out / 'genotype.json'}")
     again = ["nasbook", "train", str(options.out / "genotype.json"), "--scale", options.scale, *_same_data(options)]
+    if getattr(method.Search, "evaluates_as_deep", False):
+        again += ["--cells", str(options.config.cells)]
     print(f"train it: {shlex.join(again)}")
 
 

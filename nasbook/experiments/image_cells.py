@@ -30,8 +30,8 @@ def milenas_config(scale: Scale) -> milenas.Config:
 
 
 def stretchable_config(scale: Scale) -> stretchable.Config:
-    """MiLeNAS with stretchable cells at a scale."""
-    return stretchable.Config(**{**_search_settings(scale), "order": "first-order"})
+    """MiLeNAS with stretchable cells at a scale, as deep as Chapter 2 begins."""
+    return stretchable.Config(**{**_search_settings(stretchable_scale(scale)), "order": "first-order"})
 
 
 def pairs_config(scale: Scale) -> stretchable.Config:

@@ -75,6 +75,8 @@ class GradientSearch(Run, ABC):
     network: SearchNetwork
     method: ClassVar[str]
     report_type: ClassVar[type[EpochReport]] = SearchReport
+    evaluates_as_deep: ClassVar[bool] = False
+    """Whether the found cells are meant for a network of as many cells as the search had."""
     measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy", "architecture_loss")
 
     def __init__(self, config: Any, data: ImageData, space: Space, seed: int = 0) -> None:

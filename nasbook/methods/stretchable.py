@@ -48,8 +48,7 @@ class Config(milenas.Config):
     topology_weight_decay: float | None = None
     """Of Adam on β, as L2; None takes that of α."""
     topology_share: float = 0.0
-    """Share of the training images for β alone, taken from those that are not for w; 0 lets α and β share them all.
-    The paper's ImageNet search divides its images in three: train_share and topology_share of 1/3."""
+    """Share of the training images for β alone; 0 lets α and β share all that are not for w. On ImageNet 1/3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +108,7 @@ class Search(milenas.Search):
 
     method: ClassVar[str] = "stretchable"
     report_type: ClassVar[type[Report]] = Report
+    evaluates_as_deep: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, data: ImageData, space: Space = STRETCHABLE_SPACE, seed: int = 0) -> None:

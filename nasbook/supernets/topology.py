@@ -14,8 +14,9 @@ are numbered from 0, the paper's from 1; its N is ``space.inputs + space.nodes``
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -47,7 +48,8 @@ class TopologyRelaxation(Relaxation):
         scale: standard deviation of the initial α and β.
 
     Raises:
-        InvalidInput: the space has the zero operation, an edge of the space is in no choice, or λ is negative.
+        InvalidInput: the space has the zero operation, an edge of the space is in the choices of no node or of two, or
+            λ is negative.
     """
 
     def __init__(
@@ -67,35 +69,14 @@ class TopologyRelaxation(Relaxation):
         self.choices = tuple(tuple(sets) for sets in choices)
         self.penalty_weight = penalty_weight
         self.scaled = scaled
-        count, most = sum(map(len, self.choices)), max(map(len, self.choices))
         self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
-        self.beta = nn.Parameter(scale * torch.randn(count))
-
-        # β is one vector; as a table it has a row for each node that chooses, filled up with -inf (place -1).
-        table = torch.full((len(self.choices), most), -1)
-        numbers = iter(range(count))
-        for row, sets in enumerate(self.choices):
-            table[row, : len(sets)] = torch.tensor([next(numbers) for _ in sets])
-        holds = torch.tensor(
-            [[[edge in choice for edge in space.edges] for choice in _filled(sets, most)] for sets in self.choices]
-        )
-        with_edge = holds.sum(1)  # of each node's choices, how many have the edge
-        if not bool((with_edge > 0).any(0).all()):
-            unused = space.edges[int((with_edge > 0).any(0).int().argmin())]
-            raise InvalidInput(
-                f"No node can choose the edge from {unused[0]} to {unused[1]}: leave it out of the space "
-                f"(see nasbook.supernets.output_edge_space)."
-            )
-        chooser = (with_edge > 0).int().argmax(0)  # which node decides about each edge
-        sizes = torch.tensor([len(sets) for sets in self.choices])
-        self.register_buffer("_table", table, persistent=False)
-        self.register_buffer("_holds", holds.flatten(0, 1).to(self.beta.dtype), persistent=False)
-        self.register_buffer("_chooser", chooser, persistent=False)
-        self.register_buffer("_lacks", ~holds[chooser, :, range(len(space.edges))], persistent=False)
-        self.register_buffer("_of_all", sizes[chooser].to(self.beta.dtype), persistent=False)
-        self.register_buffer("_with_edge", with_edge.sum(0).to(self.beta.dtype), persistent=False)
+        self.beta = nn.Parameter(scale * torch.randn(sum(map(len, self.choices))))
+        for name, table in _tables(space, self.choices).items():
+            table = table.to(self.beta.dtype) if name in ("_holds", "_of_all", "_with_edge") else table
+            self.register_buffer(name, table, persistent=False)
 
     _table: Tensor
+    _into: Tensor
     _holds: Tensor
     _chooser: Tensor
     _lacks: Tensor
@@ -135,12 +116,8 @@ class TopologyRelaxation(Relaxation):
         best = beta.max(dim=-1).values[self._chooser]
         best_with_edge = beta[self._chooser].masked_fill(self._lacks, -torch.inf).max(dim=-1).values
         missing = 1 - (best_with_edge - best).exp()  # 1 - max p over the choices with the edge / max p over all
-        space = self.space
-        rows = [
-            [row for row, edge in enumerate(space.edges) if edge[1] == node]
-            for node in range(space.inputs, space.inputs + space.nodes)
-        ]
-        return torch.stack([missing[of_node].prod() for of_node in rows]).sum()
+        factors = F.pad(missing, (0, 1), value=1.0)[self._into]
+        return functools.reduce(torch.mul, factors.unbind(dim=1)).sum()  # the gradient of torch.prod waits for the device
 
     def topology(self) -> frozenset[tuple[int, int]]:
         """The edges of the most probable choice of every node; ties go to the first."""
@@ -300,7 +277,42 @@ def _choosing(space: Space) -> range:
     return range(space.inputs + space.nodes - 1)
 
 
-def _filled(sets: Sequence[Choice], length: int) -> Iterator[Choice]:
-    """The sets, and empty ones up to a length."""
-    yield from sets
-    yield from itertools.repeat(frozenset(), length - len(sets))
+def _tables(space: Space, choices: Sequence[Sequence[Choice]]) -> dict[str, Tensor]:
+    """The constants of a :class:`TopologyRelaxation`, by the name of the buffer."""
+    rows = {edge: row for row, edge in enumerate(space.edges)}
+    sizes = torch.tensor([len(sets) for sets in choices])
+    most = int(sizes.max())
+    # β is one vector; as a table it has a row for each node that chooses, filled up with -inf (place -1).
+    table = torch.full((len(sizes), most), -1)
+    table[torch.arange(most) < sizes[:, None]] = torch.arange(int(sizes.sum()))
+
+    holds = torch.zeros(len(sizes), most, len(rows), dtype=torch.bool)  # which choice of which node has which edge
+    places = [
+        (node, number, rows[edge])
+        for node, sets in enumerate(choices)
+        for number, choice in enumerate(sets)
+        for edge in choice
+    ]
+    holds[tuple(torch.tensor(places).T)] = True
+    with_edge = holds.sum(1)  # how many of each node's choices have the edge
+    for edge, choosers in zip(space.edges, (with_edge > 0).sum(0).tolist(), strict=True):
+        if choosers != 1:
+            raise InvalidInput(
+                f"{choosers or 'No'} node{'s' * (choosers > 1)} can choose the edge from {edge[0]} to {edge[1]}: "
+                f"expected one. An edge that nobody chooses is left out of the space "
+                f"(see nasbook.supernets.output_edge_space)."
+            )
+    chooser = with_edge.argmax(0)  # which node decides about each edge
+
+    into = [[rows[i, j] for i in space.sources(j)] for j in range(space.inputs, space.inputs + space.nodes)]
+    longest = max(map(len, into))
+    return {
+        "_table": table,
+        "_holds": holds.flatten(0, 1),
+        "_chooser": chooser,
+        "_lacks": ~holds[chooser, :, torch.arange(len(rows))],
+        "_of_all": sizes[chooser],
+        "_with_edge": with_edge.sum(0),
+        # The rows of every node's input edges, filled up with the place after the last row.
+        "_into": torch.tensor([some + [len(rows)] * (longest - len(some)) for some in into]),
+    }
