@@ -192,7 +192,7 @@ STRETCHABLE_SCALES: dict[str, StretchableScale] = {
         parameters=parameters,
     )
     for name, nodes, layers, parameters in (
-        ("quick", 5, (4, 8, 12), 20_000),
+        ("quick", 5, (4, 8, 12), 50_000),
         ("laptop", 6, (4, 8), 200_000),
         ("gpu", 6, (8, 12, 16), 1_500_000),
         ("paper", 6, (8, 12, 16, 20), 3_500_000),
