@@ -1,4 +1,4 @@
-"""Stretchable Cells: operations and topology learned apart (Huang et al., AAAI 2022).
+"""Stretchable Cells: operations and topology learned apart (Huang et al., arXiv:2011.09300).
 
 Chapter 2. MiLeNAS or DARTS with a :class:`~nasbook.supernets.TopologyRelaxation`: beside α for the operations, β for
 the sets of edges that every node chooses from. The penalty (Eq. 14) keeps nodes from losing their input edges. Search

@@ -1,6 +1,6 @@
 """Topology variables: a relaxation that learns which edges stay, apart from what stands on them.
 
-Stretchable Cells (Huang et al., AAAI 2022; Chapter 2). Every node chooses one of several sets of edges, with a softmax
+Stretchable Cells (Huang et al., arXiv:2011.09300; Chapter 2). Every node chooses one of several sets of edges, with a softmax
 over topology variables β, beside DARTS' softmax over the operations of each edge. The three spaces of the paper
 differ in who chooses and from what:
 

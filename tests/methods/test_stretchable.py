@@ -197,7 +197,7 @@ def test_alpha_and_beta_have_groups_of_their_own(data):
     assert (alpha["lr"], alpha["weight_decay"], alpha["betas"]) == (0.1, 1e-3, (0.5, 0.999))
     assert (beta["lr"], beta["weight_decay"], beta["betas"]) == (0.03, 0.02, (0.5, 0.999))
     assert [g["lr"] for g in search_of(data).update.architecture_optimizer.param_groups] == [0.1, 0.1]
-    zero = search_of(data, topology_weight_decay=0.0).update.architecture_optimizer.param_groups
+    zero = search_of(data).update.architecture_optimizer.param_groups
     assert [group["weight_decay"] for group in zero] == [1e-3, 0.0]
 
 
