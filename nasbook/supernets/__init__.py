@@ -2,7 +2,7 @@
 
 from nasbook.supernets.cells import MixedOperation, SearchCell
 from nasbook.supernets.fused import FusedCell
-from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, strongest_edges
+from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
 from nasbook.supernets.search_network import ENGINES, EngineName, SearchNetwork
 from nasbook.supernets.topology import (
     AnyOutputEdges,
@@ -10,7 +10,6 @@ from nasbook.supernets.topology import (
     OutputEdges,
     StrongestOutputs,
     TopologyRelaxation,
-    connected_cell,
     output_edge_space,
 )
 

@@ -7,6 +7,7 @@ paper of the book that searches by gradients brings its own; DARTS' is the softm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -67,6 +68,45 @@ def strongest_edges(weights: Float[Tensor, "edges operations"], space: Space) ->
     Raises:
         InvalidInput: a weight is not finite, or the shape is not the space's.
     """
+    table = choice_weights(weights, space)
+    edges = []
+    for node in range(space.inputs, space.inputs + space.nodes):
+        ranked = sorted(space.sources(node), key=lambda source: -max(table[source, node]))  # stable: equals keep order
+        edges += [(source, node) for source in ranked[: space.kept(node)]]
+    return connected_cell(edges, weights, space)
+
+
+def connected_cell(
+    edges: Iterable[tuple[int, int]], weights: Float[Tensor, "edges operations"], space: Space
+) -> CellGenotype:
+    """The cell with the strongest operation on each of the edges, and without nodes that no input reaches.
+
+    Args:
+        edges: (source, target) of the edges to keep.
+        weights: α or its softmax; the zero operation never counts, and ties go to the lower index.
+        space: the cell space.
+
+    Raises:
+        InvalidInput: a weight is not finite, the shape is not the space's, or no edge leaves an input, so that no
+            cell remains.
+    """
+    table = choice_weights(weights, space)
+    reached = set(range(space.inputs))
+    kept = []
+    for source, target in sorted(edges, key=lambda edge: edge[1]):  # a node's own inputs come before its outputs
+        if source in reached:
+            row = table[source, target]
+            kept.append(Edge(source, target, space.choices[row.index(max(row))]))  # the first of equals
+            reached.add(target)
+    return CellGenotype(tuple(kept), space.nodes, space.inputs)
+
+
+def choice_weights(weights: Float[Tensor, "edges operations"], space: Space) -> dict[tuple[int, int], list[float]]:
+    """For every edge, (source, target), the weights of ``space.choices``: all its operations but zero.
+
+    Raises:
+        InvalidInput: a weight is not finite, or the shape is not the space's.
+    """
     if weights.shape != (len(space.edges), len(space.operations)):
         raise InvalidInput(
             f"weights must have shape ({len(space.edges)}, {len(space.operations)}) for this space, "
@@ -75,12 +115,4 @@ def strongest_edges(weights: Float[Tensor, "edges operations"], space: Space) ->
     if not bool(torch.isfinite(weights).all()):
         raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
     columns = [i for i, name in enumerate(space.operations) if name != ZERO]
-    table = weights.detach()[:, columns].tolist()
-    edges = []
-    for node in range(space.inputs, space.inputs + space.nodes):
-        rows = {source: table[row] for row, (source, target) in enumerate(space.edges) if target == node}
-        ranked = sorted(rows, key=lambda source: -max(rows[source]))  # stable: equal edges keep their order
-        for source in ranked[: space.kept(node)]:
-            best = rows[source].index(max(rows[source]))  # the first of equals
-            edges.append(Edge(source, node, space.choices[best]))
-    return CellGenotype(tuple(edges), space.nodes, space.inputs)
+    return dict(zip(space.edges, weights.detach()[:, columns].tolist(), strict=True))

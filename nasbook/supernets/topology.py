@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive
-from nasbook.genotypes import ZERO, CellGenotype, Edge, Space
-from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
+from nasbook.genotypes import ZERO, CellGenotype, Space
+from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, choice_weights, connected_cell
 
 Choice = frozenset[tuple[int, int]]
 """A set of edges, (source, target), that one node may choose."""
@@ -110,7 +110,8 @@ class TopologyRelaxation(Relaxation):
     def invalidity(self) -> Float[Tensor, ""]:
         """r(β), the passive-aggressive regularisation (Eq. 14): zero when every node has an input edge.
 
-        The paper's sum starts at its node 1; it is over the intermediate nodes here, as inputs have no input edges.
+        The sum is over the intermediate nodes. The paper's starts at its node 1, and inputs have no input edges; it
+        ends before N, which is right where N counts the output node.
         """
         beta = self.beta_table()
         best = beta.max(dim=-1).values[self._chooser]
@@ -130,12 +131,12 @@ class TopologyRelaxation(Relaxation):
         """The most probable choice of every node, with the strongest operation on each edge.
 
         A node that none of its predecessors chooses is removed, and what leaves it too. Where that would leave
-        nothing, the inputs' most probable choice that has an edge stands in.
+        nothing, one choice of an input is added: of all with an edge, the one nearest to its node's most probable.
 
         Raises:
             InvalidInput: an architecture weight is not finite.
         """
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
+        if not bool(torch.isfinite(self.beta).all()):  # of α, connected_cell sees to it
             raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
         edges = self.topology()
         if not any(source < self.space.inputs for source, _ in edges):
@@ -143,7 +144,7 @@ class TopologyRelaxation(Relaxation):
         return connected_cell(edges, self.alpha, self.space)
 
     def _least_unlikely(self) -> Choice:
-        """Of the inputs' choices that have an edge, the one that its node gives up the least for."""
+        """Of the choices that have an edge from an input, the one whose β is least below its node's largest."""
         rows = self.beta_table().detach().tolist()
         candidates = [
             (max(row) - value, number, place)
@@ -228,14 +229,11 @@ class StrongestOutputs(SoftmaxRelaxation):
     """
 
     def derive(self) -> CellGenotype:
-        weights = self.coefficients().detach()
-        if not bool(torch.isfinite(weights).all()):
-            raise InvalidInput("Can't derive a cell: an architecture weight is not finite.")
-        columns = [i for i, name in enumerate(self.space.operations) if name != ZERO]
-        strength = dict(zip(self.space.edges, weights[:, columns].amax(dim=-1).tolist(), strict=True))
+        weights = self.coefficients()
+        table = choice_weights(weights, self.space)
         edges = []
         for node in _choosing(self.space):
-            ranked = sorted(self.space.targets(node), key=lambda target: -strength[node, target])
+            ranked = sorted(self.space.targets(node), key=lambda target: -max(table[node, target]))
             if len(ranked) >= self.space.edges_per_node:
                 edges += [(node, target) for target in ranked[: self.space.edges_per_node]]
         return connected_cell(edges, weights, self.space)
@@ -245,31 +243,6 @@ def output_edge_space(space: Space, number: int = 2) -> Space:
     """The space without the edges of nodes that have fewer than ``number`` later nodes, which choose none of them."""
     unused = [edge for edge in space.edges if len(space.targets(edge[0])) < number]
     return replace(space, left_out=tuple(sorted({*space.left_out, *unused})))
-
-
-def connected_cell(
-    edges: Iterable[tuple[int, int]], weights: Float[Tensor, "edges operations"], space: Space
-) -> CellGenotype:
-    """The cell with the strongest operation on each of the edges, and without nodes that no input reaches.
-
-    Args:
-        edges: (source, target) of the edges to keep.
-        weights: α or its softmax; the zero operation never counts, and ties go to the lower index.
-        space: the cell space.
-
-    Raises:
-        InvalidInput: no edge leaves an input, so that no cell remains.
-    """
-    columns = [i for i, name in enumerate(space.operations) if name != ZERO]
-    table = dict(zip(space.edges, weights.detach()[:, columns].tolist(), strict=True))
-    reached = set(range(space.inputs))
-    kept = []
-    for source, target in sorted(edges, key=lambda edge: edge[1]):  # a node's own inputs come before its outputs
-        if source in reached:
-            best = table[source, target].index(max(table[source, target]))
-            kept.append(Edge(source, target, space.choices[best]))
-            reached.add(target)
-    return CellGenotype(tuple(kept), space.nodes, space.inputs)
 
 
 def _choosing(space: Space) -> range:
