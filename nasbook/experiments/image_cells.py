@@ -30,7 +30,7 @@ def milenas_config(scale: Scale) -> milenas.Config:
 
 
 def stretchable_config(scale: Scale) -> stretchable.Config:
-    """MiLeNAS with stretchable cells at a scale, as deep as Chapter 2 begins."""
+    """MiLeNAS with stretchable cells at a scale, with Chapter 2's numbers: the supernet has ``layers[0]`` cells."""
     return stretchable.Config(**{**_search_settings(stretchable_scale(scale)), "order": "first-order"})
 
 
@@ -40,7 +40,7 @@ def pairs_config(scale: Scale) -> stretchable.Config:
 
 
 def random_search_config(scale: Scale) -> random_search.Config:
-    """Random search at a scale: as many epochs of training in all as DARTS searches, shared by four samples."""
+    """Random search at a scale: as many epochs of training in all as DARTS searches, shared by about four samples."""
     epochs = max(1, scale.search_epochs // 4)
     return random_search.Config(
         samples=max(1, scale.search_epochs // epochs),
@@ -118,6 +118,9 @@ def train_derived(
     parameters: int | None = None,
 ) -> dict[str, Any]:
     """Trains a genotype from scratch and evaluates it on the test images, once.
+
+    Networks of one seed begin with the same random numbers and see the same images in the same order. The returned
+    ``parameters`` count the auxiliary head too, where the scale has one.
 
     Args:
         workplace: gives scale, data and seed.

@@ -122,8 +122,7 @@ def exact_results(_: Workplace) -> dict[str, Any]:
 def _penalties() -> dict[str, Any]:
     """Every topology of cells with two and three intermediate nodes: is r zero on the valid ones only?"""
     topologies = wrong = touched = valid = 0
-    for nodes, name in itertools.product((2, 3), relaxations(2)):
-        relaxation = relaxations(nodes)[name]
+    for nodes, relaxation in [(n, found) for n in (2, 3) for found in relaxations(n).values()]:
         draws = generator(nodes, "penalty")
         rows = list(itertools.accumulate([0, *map(len, relaxation.choices)]))
         for picked in itertools.product(*(range(len(sets)) for sets in relaxation.choices)):
@@ -160,7 +159,7 @@ def offending_variables(relaxation: TopologyRelaxation) -> set[int]:
 
 
 def _edge_counts() -> dict[str, Any]:
-    """How many edges derived cells have, over random β: with pairs on DARTS' four nodes, and with any number."""
+    """How many edges cells of DARTS' four nodes have, over those of 300 random β whose topology is valid."""
     draws = generator(0, "edges")
     counts: dict[str, list[int]] = {}
     for name, relaxation in relaxations(4).items():
@@ -175,7 +174,10 @@ def _edge_counts() -> dict[str, Any]:
 
 
 def _memory() -> dict[str, Any]:
-    """Saved activation bytes of supernets with topology variables over those of DARTS on the same edges."""
+    """Saved activation bytes of supernets with topology variables over those of DARTS on the same edges.
+
+    N is that of the paper's formulas, which count two inputs and the intermediate nodes.
+    """
     images = torch.zeros(8, 3, 16, 16)
     ratios = {}
     for nodes in (4, 7):
@@ -253,12 +255,13 @@ class OutputEdgeDarts(darts.Search):
         return StrongestOutputs(space)
 
 
-def _numbers(workplace: Workplace) -> StretchableScale:
+def _scale(workplace: Workplace) -> StretchableScale:
+    """The scale, with Chapter 2's numbers."""
     assert isinstance(workplace.scale, StretchableScale)  # the registry saw to it
     return workplace.scale
 
 
-def search_summary(search: GradientSearch) -> dict[str, Any]:
+def search_summary(search: GradientSearch | random_search.Search) -> dict[str, Any]:
     """What a finished search found: cells, their depth and size, and what the search cost."""
     result = search.result()
     return {**cell_summary(result.genotype), "seconds": round(result.seconds, 1)}
@@ -290,9 +293,11 @@ def rows(workplace: Workplace) -> dict[str, Any]:
     """The rows of Table 1 that need no other paper's code, each searched once and trained at two sizes of network.
 
     ``trained`` keeps the scale's channels, ``matched`` takes those that come nearest to its number of parameters.
-    Everything is searched and evaluated with the first number of layers, but for the rows L of ``stretchable-layers``.
+    Everything is searched and evaluated with the first number of layers, DARTS too, which the paper evaluates with 20;
+    the rows of other numbers L are in ``stretchable-layers``. MiLeNAS-SC and the random operations on its topology have
+    the stretchable cell's nodes, the others DARTS'.
     """
-    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     first = replace(search_config(scale), order="first-order")
     searches: dict[str, GradientSearch | random_search.Search] = {
         "DARTS, first order": darts.Search(first, data, scale.space, seed),
@@ -312,17 +317,18 @@ def rows(workplace: Workplace) -> dict[str, Any]:
     return values
 
 
+KEPT = ("test_accuracy", "train_accuracy", "parameters")
+"""What is kept of a training whose genotype stands elsewhere in the record."""
+
+
 def _row(workplace: Workplace, name: str, search: GradientSearch | random_search.Search) -> dict[str, Any]:
+    """What a search found, and its cells trained at both sizes."""
     genotype = search.result().genotype
     trained = {
         size: {k: v for k, v in train_derived(workplace, genotype, f"{name} {size}", parameters=p).items() if k in KEPT}
-        for size, p in (("trained", None), ("matched", _numbers(workplace).parameters))
+        for size, p in (("trained", None), ("matched", _scale(workplace).parameters))
     }
-    return {**cell_summary(genotype), "seconds": round(search.result().seconds, 1), **trained}
-
-
-KEPT = ("test_accuracy", "train_accuracy", "parameters")
-"""What is kept of a training whose genotype stands elsewhere in the record."""
+    return {**search_summary(search), **trained}
 
 
 def _judge_random(record: Record) -> Verdict:
@@ -352,6 +358,9 @@ register(
 
 # --- Table 3, Fig. 3 and Fig. 4 ---------------------------------------------------------------------------------------
 
+STRETCHABLE = "MiLeNAS-SC"
+WIDE_DARTS = "DARTS, more nodes"
+
 
 def layers(workplace: Workplace) -> dict[str, Any]:
     """Search at every number of layers, train what was found at every number of layers, at equal parameters.
@@ -361,7 +370,7 @@ def layers(workplace: Workplace) -> dict[str, Any]:
     that of the stretchable cell. ``trajectory`` follows the normal stretchable cell over the epochs, for the least and
     the greatest number of layers.
     """
-    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     wide = replace(scale.space, nodes=scale.stretchable_nodes)
     values: dict[str, Any] = {"layers": list(scale.layers), "trajectory": {}}
     for method in (STRETCHABLE, "DARTS", WIDE_DARTS):
@@ -391,10 +400,6 @@ def layers(workplace: Workplace) -> dict[str, Any]:
             parameters.append([t["parameters"] for t in trained])
         values[method] = {"searches": searches, "matrix": matrix, "parameters": parameters}
     return values
-
-
-STRETCHABLE = "MiLeNAS-SC"
-WIDE_DARTS = "DARTS, more nodes"
 
 
 def trajectory_step(report: stretchable.Report) -> dict[str, Any]:
@@ -435,6 +440,7 @@ def trajectory_reports(steps: Sequence[Mapping[str, Any]]) -> list[TrajectorySte
 
 
 def _judge_layers(record: Record) -> Verdict:
+    """Of each seed, the mean of the diagonal less that of the rest: what a row or a column adds cancels."""
     matrices = np.array([value["matrix"] for value in record.values(STRETCHABLE)])
     count = matrices.shape[1]
     own = matrices[:, range(count), range(count)]
@@ -475,8 +481,12 @@ register(
 
 
 def stability(workplace: Workplace) -> dict[str, Any]:
-    """Cells derived at 40, 60, 80 and 100 % of the search (the paper: epochs 20, 30, 40, 50), each trained."""
-    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    """Cells derived at 40, 60, 80 and 100 % of the search (the paper: epochs 20, 30, 40, 50), each trained.
+
+    DARTS has the scale's order (second at ``paper``, as in Table 4), the pairs are of first order. Networks have the
+    scale's channels and layers, whatever parameters that gives. Equal cells give equal accuracies, as their seeds are.
+    """
+    scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     epochs = [max(1, round(scale.search_epochs * share)) for share in (0.4, 0.6, 0.8, 1.0)]
     searches: dict[str, GradientSearch] = {
         "DARTS": darts.Search(search_config(scale), data, scale.space, seed),
@@ -519,9 +529,11 @@ register(
 def perspective(workplace: Workplace) -> dict[str, Any]:
     """Input against output edges, for DARTS and for learned pairs, with the scale's channels and layers.
 
-    DARTS searches once and derives twice, since its search does not know which edges will be kept.
+    DARTS searches once and derives twice, since its search does not know which edges will be kept. It is of first
+    order, like the pairs (the paper: second). Of the pairs, only the output edges have a factor (Eq. 10; Eq. 6 has
+    none). Valid cells have the same number of edges in both perspectives, but not of parameters.
     """
-    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     search: GradientSearch = OutputEdgeDarts(
         replace(search_config(scale), order="first-order"), data, scale.space, seed
     )
@@ -563,9 +575,11 @@ register(
 def edge_numbers(workplace: Workplace) -> dict[str, Any]:
     """One, two or three edges a node against any number, on the same nodes and at equal parameters.
 
-    DARTS keeps its strongest input edges, from one search; learned topologies choose output edges.
+    DARTS keeps its strongest input edges, from one first-order search (the paper: second order); learned topologies
+    choose output edges. So only with two do both have the same number of edges: of n nodes, DARTS keeps n, 2n and
+    3n - 1, the learned ones n + 1, 2n and 3(n - 1). With three nodes, as at quick, three output edges leave no choice.
     """
-    scale, data, seed = _numbers(workplace), workplace.data, workplace.seed
+    scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     first = replace(search_config(scale), order="first-order")
     search: GradientSearch = darts.Search(first, data, scale.space, seed)
     workplace.drive(search, "search DARTS")
