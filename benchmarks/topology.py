@@ -83,7 +83,7 @@ class Options(measure.Options):
     batch: int = 0
     """Images a step; 0 for the setting's own, 64."""
     nodes: tuple[int, ...] = ()
-    """Intermediate nodes at which steps are measured; by default the setting's own and 7, where the paper's N is 9."""
+    """Intermediate nodes at which steps are measured; by default the setting's own and 7 (N = 9 in Eq. 11)."""
     alone: tuple[int, ...] = (4, 5, 6, 7, 8, 10)
     """Intermediate nodes at which relaxations are measured alone, beside those of the steps."""
     repeats: int = 100

@@ -32,8 +32,8 @@ TopologyName = Literal["any-output-edges", "output-edges", "input-edges"]
 class Config(milenas.Config):
     """How Stretchable Cells search. Defaults are the paper's MiLeNAS-SC-L8 on CIFAR-10.
 
-    The settings of α and β stand in a supplement that is not public. Ours are DARTS' for α; for β DARTS' learning
-    rate without decay, which kept β near its start in our first searches (Chapter 2).
+    The settings of α and β stand in a supplement that is not public. Ours are DARTS' for α; for β they are DARTS'
+    learning rate, but no decay, since decay kept β near its start in our first searches (Chapter 2).
     """
 
     topology: TopologyName = "any-output-edges"
@@ -83,10 +83,16 @@ STRETCHABLE_SPACE = Space(tuple(name for name in DARTS_SPACE.operations if name 
 """The paper's space: DARTS' operations without zero, and nine nodes of which six are intermediate."""
 
 DARTS_PAIRS = Config(train_weight=0.0, topology="output-edges")
-"""DARTS, first order, with two output edges a node: "DARTS w/o SC" in the paper's tables, on DARTS' four nodes."""
+"""DARTS, first order, with two output edges a node: "DARTS w/o SC" in the paper's tables.
+
+The paper has DARTS' four intermediate nodes there: give the search ``DARTS_SPACE``, as the default space has six.
+"""
 
 IMAGENET = Config(stem="imagenet", train_share=1 / 3, topology_share=1 / 3)
-"""The search on ImageNet (MiLeNAS-SC-L8): three equal shares of 3 % of the images, four intermediate nodes."""
+"""The search on ImageNet (MiLeNAS-SC-L8): three equal shares of 3 % of the images.
+
+The paper has four intermediate nodes there: give the search ``DARTS_SPACE``, as the default space has six.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ class Report(SearchReport):
 class Search(milenas.Search):
     """Stretchable Cells on one data set; see :class:`~nasbook.methods.GradientSearch` for the arguments.
 
-    The space is taken without the zero operation, since β says which edges there are, and without edges that no node
-    can choose.
+    The space is taken without the zero operation, since β says which edges there are, without edges that no node can
+    choose, and with the configuration's ``edges_per_node``.
     """
 
     method: ClassVar[str] = "stretchable"
