@@ -1,8 +1,8 @@
 """Topology variables: a relaxation that learns which edges stay, apart from what stands on them.
 
-Stretchable Cells (Huang et al., arXiv:2011.09300; Chapter 2). Every node chooses one of several sets of edges, with a softmax
-over topology variables β, beside DARTS' softmax over the operations of each edge. The three spaces of the paper
-differ in who chooses and from what:
+Stretchable Cells (Huang et al., arXiv:2011.09300; Chapter 2). Every node chooses one of several sets of edges, with
+a softmax over topology variables β, beside DARTS' softmax over the operations of each edge. The three spaces of the
+paper differ in who chooses and from what:
 
 * :class:`InputEdges`: each node its input edges, two of them (Eq. 3–6);
 * :class:`OutputEdges`: each node its output edges, two of them (Eq. 7–10);
@@ -118,7 +118,8 @@ class TopologyRelaxation(Relaxation):
         best_with_edge = beta[self._chooser].masked_fill(self._lacks, -torch.inf).max(dim=-1).values
         missing = 1 - (best_with_edge - best).exp()  # 1 - max p over the choices with the edge / max p over all
         factors = F.pad(missing, (0, 1), value=1.0)[self._into]
-        return functools.reduce(torch.mul, factors.unbind(dim=1)).sum()  # the gradient of torch.prod waits for the device
+        # Not torch.prod, whose gradient waits for the device.
+        return functools.reduce(torch.mul, factors.unbind(dim=1)).sum()
 
     def topology(self) -> frozenset[tuple[int, int]]:
         """The edges of the most probable choice of every node; ties go to the first."""

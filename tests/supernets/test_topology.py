@@ -784,7 +784,8 @@ def test_the_zero_operation_is_refused(kind):
 
 def test_an_edge_that_no_node_can_choose_is_refused():
     message = (
-        r"^No node can choose the edge from {} to {}: expected one. An edge that nobody chooses is left out of the space "
+        r"^No node can choose the edge from {} to {}: expected one. "
+        r"An edge that nobody chooses is left out of the space "
         r"\(see nasbook\.supernets\.output_edge_space\)\.$"
     )
     with pytest.raises(InvalidInput, match=message.format(4, 5)):
