@@ -13,6 +13,7 @@ from typing import Any
 
 from nasbook.cli.options import (
     DrawOptions,
+    FolderOptions,
     Interrupted,
     RecordsOptions,
     ReproduceOptions,
@@ -300,6 +301,8 @@ def _same_data(options: Any) -> list[str]:
     given = ["--data", options.data]
     if _is_folder(options.data):
         given += ["--share", str(options.folder.share), "--image-size", str(options.folder.image_size)]
+        if options.folder.limit_gib != FolderOptions().limit_gib:
+            given += ["--limit-gib", str(options.folder.limit_gib)]
     if options.config.stem != "cifar":
         given += ["--stem", options.config.stem]
     return given

@@ -28,7 +28,7 @@ DECAYS: Mapping[str, Callable[[float, int, int], float]] = MappingProxyType({
     "exponential": lambda rate, epoch, epochs: rate * 0.97**epoch,
     "linear": lambda rate, epoch, epochs: rate * (1 - epoch / epochs),
 })
-"""The learning rate of an epoch, counted from 0, by name: from the first one's, that epoch and the number of them."""
+"""By name: (first learning rate, epoch from 0, number of epochs) → the learning rate of that epoch."""
 
 
 @dataclass(frozen=True)
