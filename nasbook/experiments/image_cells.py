@@ -71,9 +71,15 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
 """How each method searches at a scale, by the method's name."""
 
 
+SEARCH_SPACES: dict[str, Callable[[Scale], Space]] = {
+    "stretchable": lambda scale: stretchable_scale(scale).stretchable_space,
+}
+"""The spaces of methods that search another one than the scale's."""
+
+
 def search_space(method: str, scale: Scale) -> Space:
     """The space that a method searches at a scale."""
-    return stretchable_scale(scale).stretchable_space if method == "stretchable" else scale.space
+    return SEARCH_SPACES[method](scale) if method in SEARCH_SPACES else scale.space
 
 
 def fit_config(scale: Scale) -> FitConfig:
@@ -120,7 +126,7 @@ def train_derived(
     """Trains a genotype from scratch and evaluates it on the test images, once.
 
     Networks of one seed begin with the same random numbers and see the same images in the same order. The returned
-    ``parameters`` count the auxiliary head too, where the scale has one.
+    ``parameters`` do not count the auxiliary head.
 
     Args:
         workplace: gives scale, data and seed.
@@ -137,6 +143,6 @@ def train_derived(
     return {
         "test_accuracy": last.validation_accuracy,
         "train_accuracy": last.train_accuracy,
-        "parameters": count_parameters(network),
+        "parameters": count_parameters(p for n, p in network.named_parameters() if not n.startswith("auxiliary_head")),
         "genotype": genotype.to_json(),
     }

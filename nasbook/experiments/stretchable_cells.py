@@ -224,7 +224,8 @@ def _judge_edges(record: Record) -> Verdict:
     some = counts["output subsets, empty too"]
     return exact(
         counts["output pairs"] == [8] and counts["input pairs"] == [8] and len(some) > 5,
-        f"pairs on four nodes: always {counts['output pairs'][0]} edges; any number: {some[0]} to {some[-1]}",
+        f"valid topologies on four nodes: with pairs always {counts['output pairs'][0]} edges, with any number "
+        f"{some[0]} to {some[-1]}",
     )
 
 
@@ -250,6 +251,8 @@ register(
 
 class OutputEdgeDarts(darts.Search):
     """DARTS whose cells keep the strongest output edges of every node instead of the strongest input edges."""
+
+    method = "darts-output-edges"
 
     def build_relaxation(self, space: Space) -> StrongestOutputs:
         return StrongestOutputs(space)
@@ -337,10 +340,15 @@ def _judge_random(record: Record) -> Verdict:
         for name in ("random operations", "DARTS, first order")
     )
     right, significant, numbers = _paired(random - first, "difference")
+    sizes = [
+        np.mean([row["matched"]["parameters"] for row in record.values(name)])
+        for name in ("random operations", "DARTS, first order")
+    ]
     return trend(
         right,
         significant,
-        f"random operations {mean_and_error(random)}, DARTS first order {mean_and_error(first)}; {numbers}",
+        f"random operations {mean_and_error(random)}, DARTS first order {mean_and_error(first)}; {numbers}; "
+        f"{sizes[0]:,.0f} and {sizes[1]:,.0f} parameters",
     )
 
 
@@ -508,7 +516,16 @@ def _judge_stability(record: Record) -> Verdict:
     }
     right, significant, numbers = _paired(spreads["DARTS"] - spreads["DARTS, output pairs"], "difference")
     means = ", ".join(f"{name} {spread.mean():.2%}" for name, spread in spreads.items())
-    return trend(right, significant, f"deviation over four epochs: {means}; {numbers}")
+    same = [  # equal cells have equal accuracies under one seed, so that a search that stands still does not vary
+        sum(a["genotype"] == b["genotype"] for run in record.values(name) for a, b in itertools.pairwise(run))
+        for name in spreads
+    ]
+    return trend(
+        right,
+        significant,
+        f"deviation over four epochs: {means}; {numbers}; cells equal to those of the epoch before: "
+        f"{same[0]} and {same[1]} of {3 * len(record.measurements)}",
+    )
 
 
 register(
@@ -554,7 +571,8 @@ def _judge_perspective(record: Record) -> Verdict:
     accuracy = {name: np.array([value["test_accuracy"] for value in record.values(name)]) for name in names}
     right, significant, numbers = _paired(accuracy[names[0]] - accuracy[names[1]], "difference of the pairs")
     means = "; ".join(f"{name} {mean_and_error(values)}" for name, values in accuracy.items())
-    return trend(right, significant, f"{means}; {numbers}")
+    sizes = [np.mean([value["parameters"] for value in record.values(name)]) for name in names[:2]]
+    return trend(right, significant, f"{means}; {numbers}; {sizes[0]:,.0f} and {sizes[1]:,.0f} parameters")
 
 
 register(

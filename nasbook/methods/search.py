@@ -182,7 +182,11 @@ def search_header(method: str, space: Space, config: Any, data: ImageData, seed:
     """What a search is, as plain values that survive a checkpoint and compare by value."""
     return {
         "method": method,
-        "space": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(space).items()},
+        "space": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(space).items()
+            if name != "left_out" or value  # earlier checkpoints do not have it
+        },
         "config": {name: value for name, value in asdict(config).items() if name not in EXECUTION},
         "data": data.checksum,
         "seed": seed,

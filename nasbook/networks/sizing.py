@@ -49,7 +49,8 @@ def channels_for(parameters: int, genotype: Genotype, cells: int, classes: int =
     low, high = least, 2 * least
     if count(low) > 2 * parameters:
         raise InvalidInput(
-            f"A network of {cells} such cells has {count(low):,} parameters with C = {low}; {parameters:,} is too few."
+            f"A network of {cells} such cells has {count(low):,} parameters with C = {low}; {parameters:,} is too few. "
+            f"Ask for {-(-count(low) // 2):,} or more, or for fewer cells."
         )
     while count(high) < parameters:
         low, high = high, 2 * high

@@ -33,7 +33,7 @@ _LABEL_ROOM = 1.9
 _CELL_HEIGHT = 0.52
 
 
-def mean_and_error(values: Float[np.ndarray, " seeds"]) -> tuple[float, float]:
+def mean_with_error(values: Float[np.ndarray, " seeds"]) -> tuple[float, float]:
     """Mean and standard error over seeds; a single seed has the error nan."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(error)
@@ -98,7 +98,7 @@ def plot_matrix(
     known = {
         (i, j): numbers[~np.isnan(numbers[:, i, j]), i, j] for i in range(len(rows)) for j in range(len(columns))
     }
-    found = {place: mean_and_error(seeds) for place, seeds in known.items() if len(seeds)}
+    found = {place: mean_with_error(seeds) for place, seeds in known.items() if len(seeds)}
     means = np.full((len(rows), len(columns)), np.nan)
     for place, (mean, _) in found.items():
         means[place] = mean
@@ -177,7 +177,7 @@ def plot_points(
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise InvalidInput(f"groups[{label!r}]: expected finite numbers, one a seed, got {seeds!r}.")
         colour, marker = LINE_COLOURS[row % len(LINE_COLOURS)], MARKERS[row % len(MARKERS)]
-        mean, error = mean_and_error(values)
+        mean, error = mean_with_error(values)
         # A little apart, so that equal numbers are seen.
         heights = row - 0.13 + 0.06 * (np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(1))
         ax.plot(

@@ -110,7 +110,7 @@ IMAGENET_EVALUATION = FitConfig(
 """How DARTS trains a cell's network on ImageNet. Epochs, batch, rate, its decay and the weight decay are from DARTS'
 paper; label smoothing, the auxiliary weight, the clipping and no drop path from its code. Stretchable Cells give one
 number themselves, DARTS' 14 cells. Others train with a batch of 1,024 and a rate of 0.5 that falls on a line
-(``decay="linear"``; PC-DARTS, MiLeNAS), after a warm-up that we don't have.
+(``decay="linear"``; PC-DARTS), after a warm-up that we don't have.
 
 The network is ``DerivedNetwork(genotype, 48, 14, 1000, auxiliary=True, stem="imagenet")``.
 

@@ -115,7 +115,8 @@ def test_too_few_parameters(stem, least):
     smallest = parameters_of(DARTS_V2, least, 3, stem=stem)
     assert channels_for(smallest // 2 + 1, DARTS_V2, 3, stem=stem) == least
     message = (
-        rf"^A network of 3 such cells has {smallest:,} parameters with C = {least}; {smallest // 2 - 1:,} is too few\.$"
+        rf"^A network of 3 such cells has {smallest:,} parameters with C = {least}; {smallest // 2 - 1:,} is too few\. "
+        rf"Ask for {-(-smallest // 2):,} or more, or for fewer cells\.$"
     )
     with pytest.raises(InvalidInput, match=message):
         channels_for(smallest // 2 - 1, DARTS_V2, 3, stem=stem)
