@@ -311,17 +311,24 @@ TRENDS = [
 
 @pytest.mark.parametrize(("effects", "status"), TRENDS)
 def test_the_verdict_on_random_operations(record_of, effects, status):
+    def row(matched, trained, parameters):
+        return {
+            "matched": {"test_accuracy": matched, "parameters": parameters},
+            "trained": {"test_accuracy": trained, "parameters": 1},
+        }
+
     values = [
         {
-            "random operations": {"matched": {"test_accuracy": 0.9 + effect}, "trained": {"test_accuracy": 0.0}},
-            "DARTS, first order": {"matched": {"test_accuracy": 0.9}, "trained": {"test_accuracy": 1.0}},
-            "DARTS, second order": {"matched": {"test_accuracy": 1.0}},
+            "random operations": row(0.9 + effect, 0.0, 5000),
+            "DARTS, first order": row(0.9, 1.0, 6000),
+            "DARTS, second order": row(1.0, 1.0, 7000),
         }
         for effect in effects
     ]
     found = verdict(record_of, "stretchable-rows", "stretchable.random", values)
     assert found.status == status
     assert f"difference {np.mean(effects):+.2%}" in found.numbers and "3 seeds" in found.numbers
+    assert found.numbers.endswith("; 5,000 and 6,000 parameters")
 
 
 @pytest.mark.parametrize(("effects", "status"), TRENDS)
@@ -372,7 +379,11 @@ def test_the_verdict_on_stability(record_of, effects, status):
 
     def run(mean, deviation):  # four values of that mean and sample deviation
         step = deviation * np.sqrt(3) / 2
-        return [{"test_accuracy": mean + sign * step} for sign in (1, -1, 1, -1)]
+        cells = ("a", "a", "b", "a")
+        return [
+            {"test_accuracy": mean + sign * step, "genotype": cell}
+            for sign, cell in zip((1, -1, 1, -1), cells, strict=True)
+        ]
 
     values = [{"DARTS": run(0.9, 0.1 + effect), "DARTS, output pairs": run(0.5, 0.1)} for effect in effects]
     if effects == (0.0, 0.0, 0.0):  # rounding would leave a spread
@@ -380,6 +391,7 @@ def test_the_verdict_on_stability(record_of, effects, status):
     found = verdict(record_of, "stretchable-stability", "stretchable.stability", values)
     assert found.status == status
     assert f"DARTS {0.1 + np.mean(effects):.2%}, DARTS, output pairs 10.00%" in found.numbers
+    assert found.numbers.endswith("cells equal to those of the epoch before: 3 and 3 of 9")
 
 
 @pytest.mark.parametrize(("effects", "status"), TRENDS)
@@ -387,16 +399,17 @@ def test_the_verdict_on_the_perspective(record_of, effects, status):
     """Of the learned pairs; DARTS' own two rows are told, and not judged."""
     values = [
         {
-            "pairs, output edges": {"test_accuracy": 0.9 + effect},
-            "pairs, input edges": {"test_accuracy": 0.9},
-            "DARTS, output edges": {"test_accuracy": 0.1},
-            "DARTS, input edges": {"test_accuracy": 1.0},
+            "pairs, output edges": {"test_accuracy": 0.9 + effect, "parameters": 5000},
+            "pairs, input edges": {"test_accuracy": 0.9, "parameters": 6000},
+            "DARTS, output edges": {"test_accuracy": 0.1, "parameters": 1},
+            "DARTS, input edges": {"test_accuracy": 1.0, "parameters": 1},
         }
         for effect in effects
     ]
     found = verdict(record_of, "stretchable-perspective", "stretchable.perspective", values)
     assert found.status == status
     assert "DARTS, output edges 10.00% ± 0.00%" in found.numbers
+    assert found.numbers.endswith("; 5,000 and 6,000 parameters")
 
 
 EXACT = {

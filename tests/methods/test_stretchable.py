@@ -268,7 +268,7 @@ def test_a_report_says_how_likely_edges_are(data, topology):
             assert p.shape == (len(search.space.edges),) and bool((p > 0).all()) and bool((p <= 1 + 1e-6).all())
         assert report.penalty == sum(float(r.invalidity().detach()) for r in search.topologies().values())
         assert report.genotype == search.network.genotype()
-    assert not torch.equal(*(r.edge_probabilities["normal"] for r in search.history))
+    assert not torch.equal(*(r.edge_probabilities["reduction"] for r in search.history))  # the one cell's kind
 
 
 def test_reports_survive_a_checkpoint(data, tmp_path):
