@@ -1,6 +1,6 @@
 """Experiments: every table and figure as a function of scale and seed; records; claims (all chapters)."""
 
-from nasbook.experiments import differentiable_search, stretchable_cells
+from nasbook.experiments import differentiable_search, stretchable_cells, topology_checks
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
 from nasbook.experiments.differentiable_search import (
     autograd_hypergradient,
@@ -46,9 +46,7 @@ from nasbook.experiments.scale import (
 )
 from nasbook.experiments.stretchable_cells import (
     TrajectoryStep,
-    merged_nodes,
     trajectory_reports,
-    unmerged_nodes,
 )
 from nasbook.experiments.verdicts import Status, Verdict
 
@@ -80,7 +78,6 @@ __all__ = [
     "judge",
     "list_experiments",
     "load_records",
-    "merged_nodes",
     "milenas_config",
     "pairs_config",
     "read_record",
@@ -94,8 +91,8 @@ __all__ = [
     "stretchable_cells",
     "stretchable_config",
     "stretchable_scale",
+    "topology_checks",
     "toy_trajectory",
     "train_derived",
     "trajectory_reports",
-    "unmerged_nodes",
 ]

@@ -72,7 +72,6 @@ class TopologyRelaxation(Relaxation):
         self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
         self.beta = nn.Parameter(scale * torch.randn(sum(map(len, self.choices))))
         for name, table in _tables(space, self.choices).items():
-            table = table.to(self.beta.dtype) if name in ("_holds", "_of_all", "_with_edge") else table
             self.register_buffer(name, table, persistent=False)
 
     _table: Tensor
@@ -280,13 +279,14 @@ def _tables(space: Space, choices: Sequence[Sequence[Choice]]) -> dict[str, Tens
 
     into = [[rows[i, j] for i in space.sources(j)] for j in range(space.inputs, space.inputs + space.nodes)]
     longest = max(map(len, into))
+    real = torch.get_default_dtype()  # as β's
     return {
         "_table": table,
-        "_holds": holds.flatten(0, 1),
+        "_holds": holds.flatten(0, 1).to(real),
         "_chooser": chooser,
         "_lacks": ~holds[chooser, :, torch.arange(len(rows))],
-        "_of_all": sizes[chooser],
-        "_with_edge": with_edge.sum(0),
+        "_of_all": sizes[chooser].to(real),
+        "_with_edge": with_edge.sum(0).to(real),
         # The rows of every node's input edges, filled up with the place after the last row.
         "_into": torch.tensor([some + [len(rows)] * (longest - len(some)) for some in into]),
     }
