@@ -154,7 +154,10 @@ class BilevelUpdate(ABC):
                 parameter.grad = gradient
         self.architecture_optimizer.step()
         self.architecture_optimizer.zero_grad()
+        return StepResult(*self.weight_step(train), results[0].loss, results[0].outputs)
 
+    def weight_step(self, train: Batch) -> tuple[Float[Tensor, ""], Tensor]:
+        """One step on the weights alone, at the architecture as it is; returns loss and outputs, detached."""
         with constant(self.architecture):
             loss, outputs = self._loss_at(None, train)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
@@ -163,7 +166,7 @@ class BilevelUpdate(ABC):
         nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
-        return StepResult(loss.detach(), outputs.detach(), results[0].loss, results[0].outputs)
+        return loss.detach(), outputs.detach()
 
     def _learning_apart(self, validation: Sequence[Batch]) -> list[tuple[nn.Parameter, ...]]:
         """The architecture parameters that each validation batch is for."""

@@ -473,6 +473,23 @@ def test_a_whole_step_is_algorithm_1(update):
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_a_step_on_the_weights_alone():
+    """As a whole step whose architecture stands still; the architecture's optimiser has not begun."""
+    network = smooth_network()
+    reference = copy.deepcopy(network)
+    built = FirstOrder(network, sgd(network), adam(network))
+    still = FirstOrder(reference, sgd(reference), torch.optim.SGD(reference.architecture(), lr=0.0))
+    for step in range(3):
+        loss, outputs = built.weight_step(batch(step))
+        whole = still.step(batch(step), batch(step + 10))
+        assert torch.equal(loss, whole.train_loss) and torch.equal(outputs, whole.train_outputs)
+        assert not loss.requires_grad and not outputs.requires_grad
+    for (name, value), other in zip(network.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    assert not built.architecture_optimizer.state
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
 class Penalised(SoftmaxRelaxation):
     """A penalty whose gradient is the architecture parameter itself."""
 
