@@ -1,9 +1,17 @@
-"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 and 2)."""
+"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 to 3)."""
 
-from nasbook.supernets.cells import MixedOperation, SearchCell
+from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
-from nasbook.supernets.search_network import ENGINES, EngineName, SearchNetwork
+from nasbook.supernets.search_network import (
+    ENGINE_CELLS,
+    ENGINES,
+    EngineCells,
+    EngineName,
+    SearchNetwork,
+    engine_positions,
+)
+from nasbook.supernets.sparse import AnnealedSoftmax, SparseRelaxation, strongest_connections
 from nasbook.supernets.topology import (
     AnyOutputEdges,
     InputEdges,
@@ -15,7 +23,10 @@ from nasbook.supernets.topology import (
 
 __all__ = [
     "ENGINES",
+    "ENGINE_CELLS",
+    "AnnealedSoftmax",
     "AnyOutputEdges",
+    "EngineCells",
     "EngineName",
     "FusedCell",
     "InputEdges",
@@ -24,10 +35,14 @@ __all__ = [
     "Relaxation",
     "SearchCell",
     "SearchNetwork",
+    "SharedCell",
     "SoftmaxRelaxation",
+    "SparseRelaxation",
     "StrongestOutputs",
     "TopologyRelaxation",
     "connected_cell",
+    "engine_positions",
     "output_edge_space",
+    "strongest_connections",
     "strongest_edges",
 ]

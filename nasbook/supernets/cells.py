@@ -1,20 +1,23 @@
 """The search cell: every candidate on every edge, weighted by the relaxation's coefficients (DARTS §2.2).
 
-This is the readable form, one module an operation, that faster executions are tested against.
+And its derived sub-graph, shared features and bottleneck (EnTranNAS §2.2, §2.3, §2.5; Chapter 3). This is the readable
+form, one module an operation, that faster executions are tested against.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.genotypes import Space
+from nasbook.errors import InvalidInput, require_positive
+from nasbook.genotypes import CellGenotype, Edge, Space
 from nasbook.networks import CellPlacement
-from nasbook.operations import build_operation, get_operation
+from nasbook.operations import ReLUConvolution, build_operation, get_operation
+from nasbook.operations.pointwise import channels_last
 
 Image = Float[Tensor, "batch channels height width"]
 
@@ -50,26 +53,201 @@ def _candidate(name: str, channels: int, stride: int) -> nn.Module:
 
 
 class SearchCell(nn.Module):
-    """One cell of the supernet: a mixed operation on every edge of the space, nodes summed, concatenated."""
+    """One cell of the supernet: candidates on every edge of the space, nodes summed, concatenated.
 
-    def __init__(self, space: Space, placement: CellPlacement) -> None:
+    It runs in two ways. With coefficients only, all candidates are computed (DARTS' cell, EnTranNAS' Engine-cell).
+    With a derived cell, only its operations are, and nothing else is touched: what is left out has no gradient, and
+    its batch norms see nothing (EnTranNAS' Transit-cell, §2.2).
+
+    Args:
+        space: the cell space.
+        placement: where the cell stands.
+        bottleneck: the candidates have 1/bottleneck of the node's channels. A 1×1 convolution in front of what
+            leaves a node takes it down to them, one behind the sum takes it up (EnTranNAS §2.5); 1 for none.
+
+    Raises:
+        InvalidInput: the bottleneck does not divide the channels, or leaves fewer than two.
+    """
+
+    def __init__(self, space: Space, placement: CellPlacement, bottleneck: int = 1) -> None:
         super().__init__()
+        require_positive(bottleneck=bottleneck)
+        if bottleneck > 1 and (placement.channels % bottleneck or placement.channels < 2 * bottleneck):
+            raise InvalidInput(
+                f"bottleneck={bottleneck} must divide the channels of a cell and leave at least 2 of them; "
+                f"a cell here has {placement.channels}."
+            )
         self.space = space
         self.preprocessing = placement.preprocessing(affine=False)
-        self.edges = nn.ModuleList(
-            MixedOperation(space.operations, placement.channels, placement.input_stride if source < space.inputs else 1)
-            for source, _ in space.edges
+        self.build_candidates(placement, placement.channels // bottleneck)
+        self.narrow = nn.ModuleList(
+            _change_width(placement.channels, bottleneck, 1) if space.targets(node) else nn.Identity()
+            for node in range(space.inputs + space.nodes - 1)
         )
+        self.widen = nn.ModuleList(_change_width(placement.channels, 1, bottleneck) for _ in range(space.nodes))
+        self.input_stride = placement.input_stride
+
+    def build_candidates(self, placement: CellPlacement, channels: int) -> None:
+        """Builds the candidates; called once, between the preprocessing and the bottleneck."""
+        self.edges = nn.ModuleList(
+            self.build_mixed(channels, placement.input_stride if source < self.space.inputs else 1)
+            for source, _ in self.space.edges
+        )
+
+    def build_mixed(self, channels: int, stride: int) -> MixedOperation:
+        """What holds the candidates of one edge. Methods with mixed operations of their own override it."""
+        return MixedOperation(self.space.operations, channels, stride)
+
+    def candidate(self, edge: Edge) -> nn.Module:
+        """The module that computes an operation of a derived cell."""
+        return candidates_of(self.edges[self.space.edges.index((edge.source, edge.target))])[edge.operation]
 
     def forward(
         self,
         older: Float[Tensor, "batch older older_height older_width"],
         newer: Float[Tensor, "batch newer newer_height newer_width"],
-        coefficients: Float[Tensor, "edges operations"],
+        coefficients: Float[Tensor, "edges operations"] | None = None,
+        derived: CellGenotype | None = None,
     ) -> Float[Tensor, "batch outputs new_height new_width"]:
-        states = [self.preprocessing[0](older), self.preprocessing[1](newer)]
+        """The cell's output.
+
+        Args:
+            older: output of the cell before the previous one.
+            newer: output of the previous cell.
+            coefficients: what each candidate is multiplied by. May be missing with a derived cell, whose operations
+                then count once each, as in a derived network (EnTranNAS, Eq. 3).
+            derived: the operations to run; None runs all candidates (EnTranNAS, Eq. 6, the two cases).
+        """
+        if derived is not None:
+            return self.run_derived(older, newer, derived, coefficients)
+        assert coefficients is not None
+        return self.run_all(older, newer, coefficients)
+
+    def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
+        """Every candidate, weighted."""
+        nodes, entering = self.begin(older, newer)
         edges = zip(self.space.edges, self.edges, coefficients, strict=True)
         for _ in range(self.space.nodes):
-            incoming = [next(edges) for _ in self.space.sources(len(states))]  # the edges are grouped by target
-            states.append(_sum(mixed(states[source], c) for (source, _), mixed, c in incoming))  # Eq. 1
-        return torch.cat(states[self.space.inputs :], dim=1)
+            incoming = [next(edges) for _ in self.space.sources(len(nodes))]  # the edges are grouped by target
+            self.form(nodes, entering, [mixed(entering[source], c) for (source, _), mixed, c in incoming])  # Eq. 1
+        return torch.cat(nodes[self.space.inputs :], dim=1)
+
+    def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
+        """Only the operations of a derived cell, each module once however many edges share it."""
+        nodes, entering = self.begin(older, newer)
+        features: dict[nn.Module, Tensor] = {}
+        rows = {edge: row for row, edge in enumerate(self.space.edges)}
+        columns = {name: column for column, name in enumerate(self.space.operations)}
+        for _ in range(self.space.nodes):
+            parts = []
+            for edge in derived.into(len(nodes)):
+                module = self.candidate(edge)
+                if module not in features:
+                    features[module] = module(entering[edge.source])
+                part = features[module]
+                if coefficients is not None:
+                    part = coefficients[rows[edge.source, edge.target], columns[edge.operation]] * part
+                parts.append(part)
+            self.form(nodes, entering, parts)
+        return torch.cat(nodes[self.space.inputs :], dim=1)
+
+    def begin(self, older: Tensor, newer: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The input nodes, and what their operations read: the same, or fewer channels of it."""
+        nodes = [self.preprocessing[0](older), self.preprocessing[1](newer)]
+        return nodes, [narrow(node) for narrow, node in zip(self.narrow, nodes, strict=False)]
+
+    def form(self, nodes: list[Tensor], entering: list[Tensor], parts: Sequence[Tensor]) -> None:
+        """Adds the next node, the sum of what arrives, to both lists; a node that nothing reaches is zero."""
+        place = len(nodes)
+        if parts:
+            total = self.add(parts)
+        else:
+            total = torch.zeros_like(entering[0][:, :, :: self.input_stride, :: self.input_stride])
+        nodes.append(self.widen[place - self.space.inputs](total))
+        if place < len(self.narrow):
+            entering.append(self.narrow[place](nodes[-1]))
+
+    def add(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum of at least one image."""
+        return _sum(parts)
+
+
+def _change_width(channels: int, inputs_over: int, outputs_over: int) -> nn.Module:
+    """One end of the bottleneck: from channels/outputs_over to channels/inputs_over."""
+    if inputs_over == outputs_over:
+        return nn.Identity()
+    return ReLUConvolution(channels // outputs_over, channels // inputs_over, affine=False)
+
+
+def candidates_of(mixed: nn.Module) -> nn.ModuleDict:
+    """The candidates of an edge, by name."""
+    assert isinstance(mixed, MixedOperation)  # for the type checker: ModuleList forgets
+    return mixed.candidates
+
+
+class SharedCell(SearchCell):
+    """A search cell whose operations belong to their source node: feature sharing (EnTranNAS §2.3, Eq. 6).
+
+    Operation k of node i has one set of weights w_k^(i), and its feature is computed once, whatever the number of
+    later nodes that use it. So DARTS' cell has 5·K̄ parametric operations instead of 14·K̄.
+    """
+
+    def build_candidates(self, placement: CellPlacement, channels: int) -> None:
+        space = self.space
+        self.sources = nn.ModuleDict(
+            {
+                str(source): self.build_mixed(channels, placement.input_stride if source < space.inputs else 1)
+                for source in range(space.inputs + space.nodes - 1)
+                if space.targets(source)
+            }
+        )
+
+    def candidate(self, edge: Edge) -> nn.Module:
+        return candidates_of(self.sources[str(edge.source)])[edge.operation]
+
+    def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
+        columns = range(len(self.space.operations))
+        used = {source: columns for source in range(self.space.inputs + self.space.nodes) if self.space.targets(source)}
+        return self._run_columns(older, newer, coefficients, used)
+
+    def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
+        if coefficients is None:
+            return super().run_derived(older, newer, derived, None)
+        # A sparse Engine-cell: what is not derived has coefficient zero on every edge of its node, or on this one.
+        column = {name: place for place, name in enumerate(self.space.operations)}
+        used: dict[int, set[int]] = {}
+        for edge in derived.edges:
+            used.setdefault(edge.source, set()).add(column[edge.operation])
+        return self._run_columns(older, newer, coefficients, {source: sorted(used[source]) for source in used})
+
+    def _run_columns(
+        self, older: Tensor, newer: Tensor, coefficients: Tensor, used: Mapping[int, Sequence[int]]
+    ) -> Tensor:
+        """Some operations of every source, each computed once and weighted for all later nodes by one product."""
+        space = self.space
+        rows = {edge: row for row, edge in enumerate(space.edges)}
+        nodes, entering = self.begin(older, newer)
+        arriving: list[list[Tensor]] = [[] for _ in range(space.nodes)]
+        for source in range(space.inputs + space.nodes - 1):
+            if source >= space.inputs:
+                self.form(nodes, entering, arriving[source - space.inputs])
+            if source not in used:
+                continue
+            modules = list(candidates_of(self.sources[str(source)]).values())
+            features = [modules[column](entering[source]) for column in used[source]]
+            targets = space.targets(source)
+            weights = coefficients[[rows[source, target] for target in targets]][:, list(used[source])]
+            for target, part in zip(targets, weighted_sums(features, weights), strict=True):
+                arriving[target - space.inputs].append(part)
+        self.form(nodes, entering, arriving[-1])
+        return torch.cat(nodes[space.inputs :], dim=1)
+
+
+def weighted_sums(features: Sequence[Tensor], weights: Float[Tensor, "targets features"]) -> Sequence[Tensor]:
+    """Σ_k weights[t, k]·features[k] for every target t, by one matrix product, in the features' memory layout."""
+    last = channels_last(features[0])
+    order = (0, 2, 3, 1) if last else (0, 1, 2, 3)
+    shape = [features[0].shape[axis] for axis in order]
+    stacked = torch.stack([feature.permute(order).reshape(-1) for feature in features])
+    sums = (weights.to(stacked.dtype) @ stacked).view(-1, *shape)
+    return (sums.permute(0, 1, 4, 2, 3) if last else sums).unbind(0)

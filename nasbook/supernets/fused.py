@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.genotypes import Space
 from nasbook.networks import CellPlacement
 from nasbook.operations import DilatedConvolution, FactorizedReduction, Pool, SeparableConvolution, Zero
 from nasbook.operations.pointwise import grouped_map, in_fast_layout, in_layout_of
-from nasbook.supernets.cells import MixedOperation, SearchCell
+from nasbook.supernets.cells import SearchCell, candidates_of
 from nasbook.supernets.folded_norm import Statistics, fold_norms, update_running_statistics
 from nasbook.supernets.fused_function import NodeCandidates, PoolCandidate, SeparableCandidate, leave_node
 
@@ -50,9 +49,8 @@ class FusedCell(SearchCell):
     Hooks on modules within the edges are not called.
     """
 
-    def __init__(self, space: Space, placement: CellPlacement) -> None:
-        super().__init__(space, placement)
-        self.stride = placement.input_stride
+    def __init__(self, space: Space, placement: CellPlacement, bottleneck: int = 1) -> None:
+        super().__init__(space, placement, bottleneck)
         self._norms = [module for module in self.edges.modules() if isinstance(module, nn.BatchNorm2d)]
         self._built_from = list(self.edges.modules())
         self._unchanged: bool | None = None  # not known yet
@@ -62,47 +60,39 @@ class FusedCell(SearchCell):
         alike = len({space.targets(source) for source in range(space.inputs)}) == 1
         self._together = [_Departure(self, tuple(range(space.inputs))), *alone[space.inputs :]] if alike else alone
 
-    def forward(
-        self,
-        older: Float[Tensor, "batch older older_height older_width"],
-        newer: Float[Tensor, "batch newer newer_height newer_width"],
-        coefficients: Float[Tensor, "edges operations"],
-    ) -> Float[Tensor, "batch outputs new_height new_width"]:
+    def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
         modes = {(norm.training, norm.track_running_stats, norm.eps, norm.momentum) for norm in self._norms}
         training, tracking, epsilon, momentum = modes.pop() if modes else (False, False, 0.0, 0.0)
         if self._unchanged is None:
             now = list(self.edges.modules())
             self._unchanged = len(now) == len(self._built_from) and all(map(operator.is_, now, self._built_from))
         if modes or momentum is None or not self._unchanged:
-            return super().forward(older, newer, coefficients)
+            return super().run_all(older, newer, coefficients)
 
         inputs = self.space.inputs
-        older, newer = (in_fast_layout(state) for state in (older, newer))
-        states = [in_fast_layout(self.preprocessing[0](older)), in_fast_layout(self.preprocessing[1](newer))]
+        nodes, entering = self.begin(in_fast_layout(older), in_fast_layout(newer))
+        entering = [in_fast_layout(state) for state in entering]
         arriving: list[list[Tensor]] = [[] for _ in range(self.space.nodes)]
         statistics: list[Statistics] = []
-        width = inputs * self.space.nodes * states[0].numel() // self.stride**2
+        width = inputs * self.space.nodes * entering[0].numel() // self.input_stride**2
         for departure in self._together if width <= TOGETHER else self._alone:
             if departure.sources[0] >= inputs:
-                states.append(self._sum(states[0], arriving[len(states) - inputs]))
-            received = departure(states, coefficients, training, epsilon, statistics)
+                self.form(nodes, entering, arriving[len(nodes) - inputs])
+            received = departure(entering, coefficients, training, epsilon, statistics)
             for target, part in zip(departure.targets, received, strict=False):
                 arriving[target - inputs].append(part)
-        states.append(self._sum(states[0], arriving[-1]))
+        self.form(nodes, entering, arriving[-1])
         if training and tracking and statistics:
             update_running_statistics(statistics, momentum)
-        return torch.cat(states[inputs:], dim=1)
+        return torch.cat(nodes[inputs:], dim=1)
 
     def train(self, mode: bool = True) -> Self:
         self._unchanged = None
         return super().train(mode)
 
-    def _sum(self, example: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """A node's state: the sum of what arrives (DARTS, Eq. 1), zero if nothing does."""
-        if not parts:
-            return torch.zeros_like(example[:, :, :: self.stride, :: self.stride])
+    def add(self, parts: Sequence[Tensor]) -> Tensor:
         if len(parts) == 1:
-            return in_layout_of(example, parts[0])
+            return in_fast_layout(parts[0])
         total = parts[0] + parts[1]
         for part in parts[2:]:
             total = total.add_(part)
@@ -119,14 +109,14 @@ class _Departure:
         rows = {edge: row for row, edge in enumerate(space.edges)}
         order = [rows[source, target] for target in self.targets for source in sources]
         self._rows = torch.tensor(order)
-        self.stride = cell.stride if sources[0] < space.inputs else 1
+        self.stride = cell.input_stride if sources[0] < space.inputs else 1
         self.convolutions: list[SeparableCandidate] = []
         self.pools: list[PoolCandidate] = []
         self.skip: int | None = None
         self.reduction: tuple[int, tuple[Any, ...]] | None = None
         self.others: list[tuple[int, tuple[nn.Module, ...]]] = []
         for column, name in enumerate(space.operations if order else ()):
-            self._take(column, tuple(_candidates(cell.edges[row])[name] for row in order))
+            self._take(column, tuple(candidates_of(cell.edges[row])[name] for row in order))
 
     def _index(self, device: torch.device) -> Tensor:
         if self._rows.device != device:
@@ -213,8 +203,3 @@ class _Departure:
         weighted = [weights[place] * module(images[place % len(images)]) for place, module in enumerate(modules)]
         targets = [weighted[start : start + len(images)] for start in range(0, len(weighted), len(images))]
         return torch.cat([functools.reduce(torch.add, parts) for parts in targets], dim=1)
-
-
-def _candidates(mixed: nn.Module) -> nn.ModuleDict:
-    assert isinstance(mixed, MixedOperation)  # for the type checker: ModuleList forgets
-    return mixed.candidates

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,9 @@ class Relaxation(nn.Module, ABC):
 
     Rows are the edges of ``space.edges``, columns the candidates of ``space.operations``.
     """
+
+    sparse: ClassVar[bool] = False
+    """Whether all that is not derived has coefficient zero, so that no cell needs to compute it."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()

@@ -1,11 +1,15 @@
-"""The supernet: a stack of search cells that share one relaxation a kind of cell (DARTS §2.2, §3.1)."""
+"""The supernet: a stack of search cells that share one relaxation a kind of cell (DARTS §2.2, §3.1).
+
+Cells that hold all candidates can stand beside cells that only follow the derived architecture: Engine- and
+Transit-cells (EnTranNAS §2.2, Chapter 3).
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +19,11 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
-from nasbook.genotypes import DARTS_SPACE, Genotype, Space
+from nasbook.genotypes import DARTS_SPACE, CellGenotype, Genotype, Space
 from nasbook.networks import CellPlacement, StemName, build_stem, stack_cells
 from nasbook.operations.batch_norms import Repeated, batch_norms
 from nasbook.operations.pointwise import in_fast_layout
-from nasbook.supernets.cells import SearchCell
+from nasbook.supernets.cells import SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
 
@@ -27,6 +31,35 @@ EngineName = Literal["fused", "readable"]
 
 ENGINES: dict[str, type[SearchCell]] = {"fused": FusedCell, "readable": SearchCell}
 """How a cell is computed; both forms have the same parameters, state and values."""
+
+EngineCells = Literal["all", "half", "last", "first"]
+
+ENGINE_CELLS: dict[str, Callable[[int], range]] = {
+    "all": lambda count: range(count),
+    "half": lambda count: range((count + 1) // 2),
+    "last": lambda count: range(count - 1, count),
+    "first": lambda count: range(1),
+}
+"""For each placement of EnTranNAS' Table 1, which of the cells of one kind, in order, are Engine-cells.
+
+The paper does not say which half: ours is the first one of each kind, rounded up.
+"""
+
+
+def engine_positions(kinds: Sequence[str], engine_cells: EngineCells | str) -> frozenset[int]:
+    """The positions of the Engine-cells in a stack: of each kind of cell, those that the placement names.
+
+    Args:
+        kinds: the kind of every cell, in order.
+        engine_cells: ``all``, ``half``, ``last`` or ``first``.
+
+    Raises:
+        InvalidInput: there is no such placement.
+    """
+    if engine_cells not in ENGINE_CELLS:
+        raise unknown_name("placement of Engine-cells", engine_cells, ENGINE_CELLS)
+    places = {kind: [place for place, other in enumerate(kinds) if other == kind] for kind in kinds}
+    return frozenset(own[i] for own in places.values() for i in ENGINE_CELLS[engine_cells](len(own)))
 
 
 class SearchNetwork(nn.Module):
@@ -49,10 +82,17 @@ class SearchNetwork(nn.Module):
         recompute_cells: how many cells, from the first on, keep nothing for the backward pass but what enters
             them, and are computed again there (Chen et al. 2016, "Training deep nets with sublinear memory
             cost"). Values and gradients stay the same. The first cells have the largest images.
+        engine_cells: which cells hold all candidates: of each kind ``all`` (DARTS), the first ``half``, the ``last``
+            or the ``first`` one. The others are Transit-cells: in every pass they run the operations that the
+            architecture parameters mean at that moment, once each, and nothing else. They own all candidates, so that
+            an operation which comes back finds its weights, and an optimiser their state, as it left them.
+        feature_sharing: whether an operation belongs to its source node and is computed once for all later ones
+            (EnTranNAS §2.3). Such a cell has one form: both engines run it module by module.
+        bottleneck: by how much a cell's candidates are narrower than its nodes (EnTranNAS §2.5); 1 for not at all.
 
     Raises:
-        InvalidInput: sizes below 1, an unknown operation, stem or engine, or a space that is not convolutional
-            or lacks a kind of cell that the stack needs.
+        InvalidInput: sizes below 1, an unknown operation, stem, engine or placement, a space that is not
+            convolutional or lacks a kind of cell that the stack needs, or a bottleneck that does not divide C.
     """
 
     def __init__(
@@ -67,6 +107,9 @@ class SearchNetwork(nn.Module):
         relaxation: Callable[[Space], Relaxation] = SoftmaxRelaxation,
         engine: EngineName | str = "fused",
         recompute_cells: int = 0,
+        engine_cells: EngineCells | str = "all",
+        feature_sharing: bool = False,
+        bottleneck: int = 1,
     ) -> None:
         super().__init__()
         if not 0 <= recompute_cells <= cells:
@@ -79,6 +122,8 @@ class SearchNetwork(nn.Module):
         self.space = space
         self.engine = engine
         self.recompute_cells = recompute_cells
+        self.feature_sharing = feature_sharing
+        self.bottleneck = bottleneck
         self.stem = build_stem(stem, in_channels, channels)
         placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
         for placement in placements:
@@ -86,12 +131,15 @@ class SearchNetwork(nn.Module):
                 raise unknown_name("kind of cell in this space", placement.kind, space.kinds)
         self.cells = nn.ModuleList(self.build_cell(placement) for placement in placements)
         self.kinds = tuple(placement.kind for placement in placements)
+        self.engine_positions = engine_positions(self.kinds, engine_cells)
         self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
         self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})
+        self._child: Literal["", "derived", "weighted"] = ""
 
     def build_cell(self, placement: CellPlacement) -> SearchCell:
         """The cell that stands at one place of the stack. Methods with cells of their own override it."""
-        return ENGINES[self.engine](self.space, placement)
+        cell = SharedCell if self.feature_sharing else ENGINES[self.engine]
+        return cell(self.space, placement, self.bottleneck)
 
     def weights(self) -> Iterator[nn.Parameter]:
         """Every parameter that is not an architecture parameter: w of Eq. 3 and 4."""
@@ -114,19 +162,47 @@ class SearchNetwork(nn.Module):
         """The discrete cells that the architecture parameters mean now."""
         return Genotype({kind: _relaxation(module).derive() for kind, module in self.relaxations.items()})
 
+    @contextmanager
+    def child(self, *, weighted: bool = False) -> Iterator[None]:
+        """Within the block every cell runs the derived architecture only: the child-net of EnTranNAS' Table 1.
+
+        It has the supernet's weights and batch-norm statistics. Its operations count once each, as in the derived
+        network; ``weighted`` gives those of Engine-cells their coefficients.
+        """
+        before = self._child
+        self._child = "weighted" if weighted else "derived"
+        try:
+            yield
+        finally:
+            self._child = before
+
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         coefficients = self.coefficients()  # once a pass: all cells of a kind share them
+        roles = [self._role(place) for place in range(len(self.cells))]
+        derived: dict[str, CellGenotype] = {}
+        for (_, follows), kind in zip(roles, self.kinds, strict=True):
+            if follows and kind not in derived:  # deriving waits for the device: only where a cell needs it
+                derived[kind] = _relaxation(self.relaxations[kind]).derive()
         if self.engine == "fused":
             images = in_fast_layout(images)
         older, newer = self.stem(images)
-        for place, (cell, kind) in enumerate(zip(self.cells, self.kinds, strict=True)):
+        for place, (cell, kind, (weighs, follows)) in enumerate(zip(self.cells, self.kinds, roles, strict=True)):
             again = place < self.recompute_cells and torch.is_grad_enabled()
             run = functools.partial(_run_again_later, cell) if again else cell
-            older, newer = newer, run(older, newer, coefficients[kind])
+            given = coefficients[kind] if weighs else None
+            older, newer = newer, run(older, newer, given, derived[kind] if follows else None)
         return self.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1))
 
+    def _role(self, place: int) -> tuple[bool, bool]:
+        """Whether a cell weighs its operations, and whether it runs those of the derived cell only."""
+        engine = place in self.engine_positions
+        if self._child:
+            return engine and self._child == "weighted", True
+        # Where what is not derived has coefficient zero, the Engine-cell does without it too.
+        return engine, not engine or _relaxation(self.relaxations[self.kinds[place]]).sparse
 
-def _run_again_later(cell: nn.Module, *inputs: Tensor) -> Tensor:
+
+def _run_again_later(cell: nn.Module, *inputs: Tensor | CellGenotype | None) -> Tensor:
     """The cell's output; what it computes on the way is computed again in the backward pass.
 
     The second run must be the first one's repetition: at the weights of now, which a functional call may have put in
@@ -137,7 +213,7 @@ def _run_again_later(cell: nn.Module, *inputs: Tensor) -> Tensor:
     weights = [weight if weight.requires_grad else weight.detach() for weight in parameters.values()]
     again = Repeated(batch_norms(cell))
 
-    def run(*arguments: Tensor) -> Tensor:
+    def run(*arguments: Any) -> Tensor:
         given = dict(zip(parameters, arguments[len(inputs) :], strict=True))
         return functional_call(cell, given, arguments[: len(inputs)])
 
