@@ -16,18 +16,30 @@ from nasbook.analysis.costs import (
     saved_activation_bytes,
 )
 from nasbook.analysis.ranking import kendall_tau
+from nasbook.analysis.segmentation import (
+    IGNORED,
+    confusion_matrix,
+    intersection_over_union,
+    mean_iou,
+    pixel_accuracy,
+)
 
 __all__ = [
+    "IGNORED",
     "cell_depth",
+    "confusion_matrix",
     "count_macs",
     "count_parameters",
     "count_traffic",
+    "intersection_over_union",
     "kendall_tau",
     "largest_batch",
     "mean_depth",
+    "mean_iou",
     "node_depths",
     "operation_counts",
     "peak_memory",
+    "pixel_accuracy",
     "saved_activation_bytes",
     "skip_count",
 ]

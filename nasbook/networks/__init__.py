@@ -8,6 +8,13 @@ from nasbook.networks.derived import (
     DropPath,
     set_drop_path,
 )
+from nasbook.networks.segmentation import (
+    Backbone,
+    SegmentationNetwork,
+    atrous_rates,
+    make_atrous,
+    output_strides,
+)
 from nasbook.networks.sizing import channels_for, parameters_of
 from nasbook.networks.stacking import (
     CellPlacement,
@@ -22,15 +29,20 @@ from nasbook.networks.stacking import (
 __all__ = [
     "AuxiliaryHead",
     "AuxiliaryOutput",
+    "Backbone",
     "CellPlacement",
     "CifarStem",
     "DerivedCell",
     "DerivedNetwork",
     "DropPath",
     "ImageNetStem",
+    "SegmentationNetwork",
     "StemName",
+    "atrous_rates",
     "build_stem",
     "channels_for",
+    "make_atrous",
+    "output_strides",
     "parameters_of",
     "reduction_positions",
     "set_drop_path",
