@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,9 +26,12 @@ from nasbook.plots.layout import (
     INPUT_WIDTH,
     NODE,
     OUTPUT_WIDTH,
+    PORT_TRACK,
     DagLayout,
     Point,
+    bundles,
     dag_layout,
+    port_room,
 )
 from nasbook.plots.palette import (
     FAINT,
@@ -122,20 +126,28 @@ def curve(points: Sequence[Point], start: float = 0.0, end: float = 0.0) -> Path
     return Path(vertices, codes)
 
 
-def ports(routes: Iterable[tuple[Point, ...]], at: int, radius: float) -> dict[int, tuple[float, float]]:
-    """Where on a round node each of the routes that meet there starts or ends, as (how far in, how high).
+def ports(
+    routes: Sequence[Sequence[tuple[Point, ...]]], at: int, height: float = NODE
+) -> list[tuple[float, float]]:
+    """Where on a node each of the bundles that meet there starts or ends, as (how far in, how high).
 
-    ``at`` is 0 for routes that leave the node and -1 for those that enter it. Edges fan out in the order
-    in which they go on, so that they don't cross at the node.
+    ``at`` is 0 for bundles that leave the node and -1 for those that enter it. They fan out in the order in which
+    they go on, so that they don't cross at the node. A node that is taller than wide is round above and below.
     """
-    routes = list(routes)
     beyond = 1 if at == 0 else -2
-    order = sorted(range(len(routes)), key=lambda n: (routes[n][beyond][1], n))
-    step = min(0.1, 1.3 * radius / max(1, len(routes) - 1))
-    found = {}
-    for place, number in enumerate(order):
-        height = (place - (len(routes) - 1) / 2) * step
-        found[number] = (float(np.sqrt(max(radius**2 - height**2, 0.0))), height)
+    middles = [sum(route[beyond][1] for route in bundle) / len(bundle) for bundle in routes]
+    order = sorted(range(len(routes)), key=lambda n: (middles[n], n))
+    radius, straight = NODE / 2, (height - NODE) / 2
+    found = [(0.0, 0.0)] * len(routes)
+    if straight:
+        rooms = [port_room(len(routes[number])) for number in order]
+        tops = itertools.accumulate(rooms)
+        heights = [top - (room + sum(rooms)) / 2 for top, room in zip(tops, rooms, strict=True)]
+    else:
+        step = min(0.1, 1.3 * radius / max(1, len(routes) - 1))
+        heights = [(place - (len(routes) - 1) / 2) * step for place in range(len(routes))]
+    for number, y in zip(order, heights, strict=True):
+        found[number] = (float(np.sqrt(max(radius**2 - max(abs(y) - straight, 0.0) ** 2, 0.0))), y)
     return found
 
 
@@ -144,18 +156,24 @@ def edge_paths(
 ) -> tuple[list[Path], list[Path]]:
     """The path of every edge, and of every line into the output, from the rim of one node to the rim of the next."""
     routes = [list(route) for route in (*layout.routes, *layout.output_routes.values())]
-    sources = [source for source, _ in edges] + list(layout.output_routes)
-    targets = [target for _, target in edges]
+    together = bundles(edges)
+    # A line into the output is a bundle of one; it comes from a node and enters none.
+    ends = [*together, *((node, None) for node in layout.output_routes)]
+    members = [*together.values(), *([len(edges) + place] for place in range(len(layout.output_routes)))]
     starts = [OUTPUT_WIDTH / 2] * len(routes)
-    ends = [OUTPUT_WIDTH / 2] * len(routes)
+    stops = [OUTPUT_WIDTH / 2] * len(routes)
     for node in layout.nodes:
-        for places, at, ends_here in ((starts, 0, sources), (ends, -1, targets)):
-            here = [number for number, end in enumerate(ends_here) if end == node]
-            for number, (inside, height) in ports([tuple(routes[n]) for n in here], at, NODE / 2).items():
-                x, y = routes[here[number]][at]
-                routes[here[number]][at] = (x, y + height)
-                places[here[number]] = INPUT_WIDTH / 2 if node < inputs else inside
-    paths = [curve(route, start, end) for route, start, end in zip(routes, starts, ends, strict=True)]
+        for places, at in ((starts, 0), (stops, -1)):
+            here = [group for group, pair in zip(members, ends, strict=True) if pair[at] == node]
+            meeting = [[tuple(routes[number]) for number in group] for group in here]
+            found = ports(meeting, at, layout.node_heights.get(node, NODE))
+            for group, (inside, height) in zip(here, found, strict=True):
+                for place, number in enumerate(group):
+                    x, y = routes[number][at]
+                    beside = ((len(group) - 1) / 2 - place) * PORT_TRACK
+                    routes[number][at] = (x, y + height + beside)
+                    places[number] = INPUT_WIDTH / 2 if node < inputs else inside
+    paths = [curve(route, start, end) for route, start, end in zip(routes, starts, stops, strict=True)]
     return paths[: len(edges)], paths[len(edges) :]
 
 
@@ -192,19 +210,43 @@ def _draw_arrowhead(ax: Axes, path: Path, colour: str, alpha: float, size: float
     )  # fmt: skip
 
 
+def _draw_line(
+    ax: Axes, path: Path, style: OperationStyle, line_width: float, alpha: float, zorder: float, short: float
+) -> None:
+    """A path that ends ``short`` inches before its end: a thick line must not outrun the tip of its arrowhead."""
+    vertices = np.array(path.vertices, dtype=float)
+    vertices[-1, 0] -= short
+    ax.add_patch(
+        PathPatch(Path(vertices, path.codes), facecolor="none", edgecolor=style.colour, linestyle=style.dashes,
+                  linewidth=line_width, alpha=alpha, capstyle="butt", zorder=zorder)
+    )  # fmt: skip
+
+
 def draw_edge(
     ax: Axes, path: Path, style: OperationStyle, *, line_width: float = 1.5, alpha: float = 1.0, zorder: float = 2
 ) -> None:
     """One edge with its arrowhead, in the operation's colour and line style."""
     size = 0.075 + 0.014 * line_width
-    vertices = np.array(path.vertices, dtype=float)
-    vertices[-1, 0] -= size * 0.8  # a thick line must not outrun the tip
-    body = Path(vertices, path.codes)
-    ax.add_patch(
-        PathPatch(body, facecolor="none", edgecolor=style.colour, linestyle=style.dashes, linewidth=line_width,
-                  alpha=alpha, capstyle="butt", zorder=zorder)
-    )  # fmt: skip
+    _draw_line(ax, path, style, line_width, alpha, zorder, size * 0.8)
     _draw_arrowhead(ax, path, style.colour, alpha, size, zorder)
+
+
+def draw_bundle(
+    ax: Axes, paths: Sequence[Path], styles: Sequence[OperationStyle], *, line_width: float = 1.5, zorder: float = 2
+) -> None:
+    """Several operations between the same two nodes: a line each, and one arrowhead for all of them."""
+    if len(paths) == 1:
+        draw_edge(ax, paths[0], styles[0], line_width=line_width, zorder=zorder)
+        return
+    size = 0.075 + PORT_TRACK * (len(paths) - 1)
+    for path, style in zip(paths, styles, strict=True):
+        _draw_line(ax, path, style, line_width, 1.0, zorder, 0.09)
+    ends = np.array([path.vertices[-1] for path in paths], dtype=float)
+    x, y = ends.mean(axis=0)
+    ax.add_patch(
+        Polygon([(x, y), (x - 0.1, y + size / 2), (x - 0.1, y - size / 2)], closed=True, facecolor=INK,
+                edgecolor="none", zorder=zorder)
+    )  # fmt: skip
 
 
 def input_names(inputs: int) -> list[str]:
@@ -221,17 +263,23 @@ def draw_nodes(
     names = input_names(inputs)
     removed = set(removed)
     for node, (x, y) in layout.nodes.items():
+        tall = layout.node_heights.get(node, NODE)
         if node < inputs:
             ax.add_patch(
-                FancyBboxPatch((x - INPUT_WIDTH / 2, y - NODE / 2), INPUT_WIDTH, NODE, linewidth=1.0 * scale,
+                FancyBboxPatch((x - INPUT_WIDTH / 2, y - tall / 2), INPUT_WIDTH, tall, linewidth=1.0 * scale,
                                boxstyle="round,pad=0,rounding_size=0.06", facecolor="#ececec", edgecolor=INK, zorder=4)
             )  # fmt: skip
             ax.text(x, y, names[node], ha="center", va="center", fontsize=9 * scale, zorder=5, gid=f"node-{node}")
         else:
             gone = node in removed
+            look: dict[str, Any] = {
+                "facecolor": "white", "edgecolor": FAINT if gone else INK, "zorder": 4,
+                "linestyle": ":" if gone else "-", "linewidth": 1.1 * scale,
+            }  # fmt: skip
             ax.add_patch(
-                Circle((x, y), NODE / 2, facecolor="white", edgecolor=FAINT if gone else INK, zorder=4,
-                       linestyle=":" if gone else "-", linewidth=1.1 * scale)
+                Circle((x, y), NODE / 2, **look) if tall == NODE else
+                FancyBboxPatch((x - NODE / 2, y - tall / 2), NODE, tall,
+                               boxstyle=f"round,pad=0,rounding_size={NODE / 2}", **look)
             )  # fmt: skip
             ax.text(x, y - 0.004, str(node), ha="center", va="center", fontsize=9 * scale, zorder=5,
                     color=FAINT if gone else INK, gid=f"node-{node}")  # fmt: skip
@@ -281,7 +329,8 @@ def draw_cell(
     """Draws a discrete cell from left to right, as wide as the page.
 
     Inputs are ``c_{k-2}`` and ``c_{k-1}``, the output ``c_k`` gathers the nodes that are concatenated. A
-    node that no edge enters is drawn faint.
+    node that no edge enters is drawn faint. Several operations between the same two nodes run side by side, with one
+    arrowhead and their names above each other.
 
     Args:
         cell: what to draw; of a whole genotype all cells are drawn, as :func:`draw_genotype` does.
@@ -307,16 +356,15 @@ def draw_cell(
         ax, layout, lines, inputs=cell.inputs, scale=scale,
         removed=[n for n in range(cell.inputs, cell.inputs + cell.nodes) if n not in connected],
     )  # fmt: skip
-    for number, path in enumerate(paths):
-        style = known[cell.edges[number].operation]
-        if operation_labels:  # the label says what a line style would, and short dashes only disturb
-            style = dataclasses.replace(style, dashes="-")
-        draw_edge(ax, path, style, line_width=1.5 * scale)
-        if not operation_labels:
-            continue
-        text = wrap_label(operation_label(cell.edges[number].operation), lettering.lines)
+    styles = [known[edge.operation] for edge in cell.edges]
+    if operation_labels:  # the label says what a line style would, and short dashes only disturb
+        styles = [dataclasses.replace(style, dashes="-") for style in styles]
+    for members in bundles(pairs).values():
+        draw_bundle(ax, [paths[n] for n in members], [styles[n] for n in members], line_width=1.5 * scale)
+    for number, edge in enumerate(cell.edges if operation_labels else ()):
+        text = wrap_label(operation_label(edge.operation), lettering.lines)
         label = draw_pill(
-            ax, layout.labels[number], text, style, lettering.points, scale=scale, upright=lettering.upright
+            ax, layout.labels[number], text, styles[number], lettering.points, scale=scale, upright=lettering.upright
         )
         label.set_gid(f"operation-{number}")
     return figure_of(ax)
@@ -340,8 +388,16 @@ def draw_genotype(genotype: Genotype) -> Figure:
     return figure
 
 
+def _listed(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])}{' and ' if parts[1:] else ''}{parts[-1]}"
+
+
 def cell_in_words(cell: CellGenotype) -> str:
-    """The cell as a sentence a node, for alt texts: "Node 2 adds sep 3×3 of c(k-2) and skip of c(k-1)."."""
+    """The cell as a sentence a node, for alt texts: "Node 2 adds sep 3×3 of c(k-2) and skip of c(k-1).".
+
+    Operations between the same two nodes share the name of their source: "Node 2 adds sep 3×3 and skip of c(k-2);
+    skip of c(k-1).".
+    """
 
     def name(node: int) -> str:
         return f"c(k-{cell.inputs - node})" if node < cell.inputs else f"node {node}"
@@ -349,9 +405,15 @@ def cell_in_words(cell: CellGenotype) -> str:
     sentences = []
     connected = cell.connected()
     for node in connected:
-        terms = [f"{operation_label(edge.operation)} of {name(edge.source)}" for edge in cell.into(node)]
-        verb = "adds" if len(terms) > 1 else "is"
-        sentences.append(f"Node {node} {verb} {', '.join(terms[:-1])}{' and ' if terms[1:] else ''}{terms[-1]}.")
+        edges = cell.into(node)
+        groups: dict[int, list[str]] = {}
+        for edge in edges:
+            groups.setdefault(edge.source, []).append(operation_label(edge.operation))
+        terms = [f"{_listed(operations)} of {name(source)}" for source, operations in groups.items()]
+        verb = "adds" if len(edges) > 1 else "is"
+        # A list of lists needs a second sign between its parts.
+        joined = _listed(terms) if len(terms) == len(edges) else "; ".join(terms)
+        sentences.append(f"Node {node} {verb} {joined}.")
     removed = [str(node) for node in range(cell.inputs, cell.inputs + cell.nodes) if node not in connected]
     if removed:
         sentences.append(f"No edge enters node{'s' if removed[1:] else ''} {', '.join(removed)}.")

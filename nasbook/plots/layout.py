@@ -6,6 +6,9 @@ holds a place in each (a *lane*) that nothing else may enter; in one of them sta
 can't overlap by construction; what is left to optimise is crossings (by barycentre sweeps) and bends (by
 averaging neighbours and projecting on the required distances).
 
+Several operations between the same two nodes are a *bundle*: it holds one lane, wide enough for all of them, and
+its labels are stacked. So they run side by side, and no two of them cross.
+
 All lengths are in inches.
 """
 
@@ -28,6 +31,14 @@ OUTPUT_WIDTH = 0.2
 """Width of the output's bar."""
 _LANE = 0.03
 _GAP = 0.07
+_TRACK = 0.034
+"""Distance between two lines of a bundle where they run on."""
+_STACK = 0.03
+"""Room between two labels of a bundle."""
+PORT_TRACK = 0.02
+"""Distance between two lines of a bundle where they meet a node: they touch."""
+PORT = 0.075
+"""Height that a line or a bundle takes at a node that has bundles, besides the distances of its lines."""
 _LEAST_GAP = 0.135  # between two columns where there is room for it; labels on two lines look for 0.13
 
 
@@ -51,6 +62,8 @@ class DagLayout:
     height: float
     smallest_gap: float = field(default=math.inf)
     """Distance between the closest two columns; below 0.1 the drawing is cramped."""
+    node_heights: dict[int, float] = field(default_factory=dict)
+    """Height of every node that is taller than :data:`NODE`, so that its bundles have room."""
 
 
 def spread(wanted: Sequence[float], distances: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
@@ -89,6 +102,7 @@ class _Item:
     column: int
     height: float
     width: float = 0.0
+    opening: float = 0.0  # from the bundle's middle line to its outermost
     left: list[int] = field(default_factory=list)
     right: list[int] = field(default_factory=list)
     y: float = 0.0
@@ -100,8 +114,8 @@ class _Columns:
     def __init__(self) -> None:
         self.items: list[_Item] = []
 
-    def add(self, column: int, height: float, width: float = 0.0) -> int:
-        self.items.append(_Item(column, height, width))
+    def add(self, column: int, height: float, width: float = 0.0, opening: float = 0.0) -> int:
+        self.items.append(_Item(column, height, width, opening))
         return len(self.items) - 1
 
     def join(self, chain: Sequence[int]) -> None:
@@ -239,6 +253,38 @@ class _Columns:
             self.straighten(run[cut:], order)
 
 
+def bundles(edges: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """The numbers of the edges between the same two nodes, by (source, target), in order of appearance."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, (source, target) in enumerate(edges):
+        found.setdefault((source, target), []).append(number)
+    return found
+
+
+def port_room(lines: int) -> float:
+    """Height that a bundle of so many lines takes at a node that has bundles."""
+    return PORT + (lines - 1) * PORT_TRACK
+
+
+def _node_heights(together: dict[tuple[int, int], list[int]], output: Sequence[int]) -> dict[int, float]:
+    """Heights of the nodes at which bundles need more than a round node has."""
+    heights = {}
+    for node in {node for pair in together for node in pair}:
+        for end in (0, 1):
+            sizes = [len(members) for pair, members in together.items() if pair[end] == node]
+            if max(sizes, default=1) > 1:
+                lines = [*sizes, *([1] if end == 0 and node in output else [])]
+                heights[node] = max(NODE, heights.get(node, 0.0), sum(map(port_room, lines)) + 0.04)
+    return {node: height for node, height in heights.items() if height > NODE}
+
+
+def _stacked(heights: Sequence[float]) -> list[float]:
+    """Where the middles of labels stand, one below the other, around 0."""
+    total = sum(heights) + _STACK * (len(heights) - 1)
+    tops = itertools.accumulate([0.0, *(height + _STACK for height in heights[:-1])])
+    return [total / 2 - top - height / 2 for top, height in zip(tops, heights, strict=True)]
+
+
 def share(room: float, weights: Sequence[float], least: Sequence[float]) -> list[float]:
     """``room`` divided in proportion to the weights, but no part below its least, as long as there is room for that."""
     fixed: set[int] = set()
@@ -272,38 +318,50 @@ def dag_layout(
     """
     layer = _layers(edges, nodes, inputs)
     last = 2 * (1 + max(layer.values()))
+    together = bundles(edges)
+    node_heights = _node_heights(together, output)
     columns = _Columns()
     node_item = {
-        node: columns.add(2 * layer[node], NODE, INPUT_WIDTH if node < inputs else NODE) for node in sorted(layer)
+        node: columns.add(2 * layer[node], node_heights.get(node, NODE), INPUT_WIDTH if node < inputs else NODE)
+        for node in sorted(layer)
     }
     end = columns.add(last, NODE, OUTPUT_WIDTH)
 
-    # The label stands in the emptiest column that its edge crosses, near the target when in doubt.
+    # The labels stand in the emptiest column that their bundle crosses, near the target when in doubt.
     sizes = [(0.0, _LANE)] * len(edges) if labels is None else list(labels)
     held = dict.fromkeys(range(1, last, 2), 0)
     label_column = {}
-    for number in sorted(range(len(edges)), key=lambda n: layer[edges[n][1]] - layer[edges[n][0]]):
-        source, target = edges[number]
-        label_column[number] = min(range(2 * layer[target] - 1, 2 * layer[source], -2), key=held.__getitem__)
-        held[label_column[number]] += 1
+    for source, target in sorted(together, key=lambda pair: layer[pair[1]] - layer[pair[0]]):
+        column = min(range(2 * layer[target] - 1, 2 * layer[source], -2), key=held.__getitem__)
+        label_column[source, target] = column
+        held[column] += len(together[source, target])
 
-    chains = []
-    for number, (source, target) in enumerate(edges):
+    # How far above the bundle's middle each edge runs, beside its label and elsewhere.
+    at_label, on_track = [0.0] * len(edges), [0.0] * len(edges)
+    chains = {}
+    for (source, target), members in together.items():
+        heights = [sizes[number][1] for number in members]
+        for place, (number, height) in enumerate(zip(members, _stacked(heights), strict=True)):
+            at_label[number] = height
+            on_track[number] = ((len(members) - 1) / 2 - place) * _TRACK
         chain = [node_item[source]]
         for column in range(2 * layer[source] + 1, 2 * layer[target]):
-            here = column == label_column[number]
-            wide, high = sizes[number] if here else (0.0, _LANE)
-            chain.append(columns.add(column, high, wide))
-        chains.append([*chain, node_item[target]])
+            if column == label_column[source, target]:
+                wide, high = max(sizes[number][0] for number in members), sum(heights) + _STACK * (len(members) - 1)
+                opening = at_label[members[0]]
+            else:
+                wide, high, opening = 0.0, _LANE + _TRACK * (len(members) - 1), on_track[members[0]]
+            chain.append(columns.add(column, high, wide, opening))
+        chains[source, target] = [*chain, node_item[target]]
     output_chains = {}
     for node in output:
         lanes = [columns.add(column, _LANE) for column in range(2 * layer[node] + 1, last)]
         output_chains[node] = [node_item[node], *lanes, end]
-    for chain in [*chains, *output_chains.values()]:
+    for chain in [*chains.values(), *output_chains.values()]:
         columns.join(chain)
 
     order = columns.best_order()
-    columns.place(order, [chain[1:-1] for chain in [*chains, *output_chains.values()]])
+    columns.place(order, [chain[1:-1] for chain in [*chains.values(), *output_chains.values()]])
     items = columns.items
     # Nodes count upwards in most papers' figures from top to bottom: the first input stands on top.
     if inputs > 1 and items[node_item[0]].y < items[node_item[inputs - 1]].y:
@@ -313,7 +371,11 @@ def dag_layout(
     # Columns get their widths; what is left goes to the gaps, more where edges climb more.
     widths = [max(items[number].width for number in column) for column in order]
     climbs = [
-        max(abs(items[a].y - items[b].y) for a in column for b in items[a].right) for column in order[:-1]
+        max(
+            abs(items[a].y - items[b].y) + abs(items[a].opening - items[b].opening)
+            for a in column for b in items[a].right
+        )
+        for column in order[:-1]
     ]
     climbs = [climb + (0.45 if at < len(climbs) - 2 else 0.12) for at, climb in enumerate(climbs)]
     room = width - sum(widths)
@@ -337,14 +399,22 @@ def dag_layout(
     def point(number: int) -> Point:
         return x[items[number].column], items[number].y - low
 
-    def route(chain: list[int], to_output: bool = False) -> tuple[Point, ...]:
+    def route(chain: list[int], heights: Sequence[float], to_output: bool = False) -> tuple[Point, ...]:
         points = [point(chain[0])]
-        for number in chain[1:-1]:
+        for number, height in zip(chain[1:-1], heights, strict=True):
             half = widths[items[number].column] / 2
             here = point(number)
-            points += [(here[0] - half, here[1]), (here[0] + half, here[1])]
+            points += [(here[0] - half, here[1] + height), (here[0] + half, here[1] + height)]
         last_y = points[-1][1] if to_output else point(chain[-1])[1]
         return (*points, (x[items[chain[-1]].column], last_y))
+
+    routes, label_places = [], []
+    for number, pair in enumerate(edges):
+        chain, here = chains[pair], label_column[pair]
+        lanes = range(2 * layer[pair[0]] + 1, 2 * layer[pair[1]])
+        routes.append(route(chain, [(at_label if column == here else on_track)[number] for column in lanes]))
+        label_x, label_y = point(chain[here - 2 * layer[pair[0]]])
+        label_places.append((label_x, label_y + at_label[number]))
 
     places = {node: point(item) for node, item in node_item.items()}
     for at, node in enumerate(removed):
@@ -353,12 +423,13 @@ def dag_layout(
         nodes=places,
         output=(x[-1], middle - low),
         output_height=output_height,
-        routes=tuple(route(chain) for chain in chains),
-        labels=tuple(
-            point(chain[label_column[number] - 2 * layer[edges[number][0]]]) for number, chain in enumerate(chains)
-        ),
-        output_routes={node: route(chain, to_output=True) for node, chain in output_chains.items()},
+        routes=tuple(routes),
+        labels=tuple(label_places),
+        output_routes={
+            node: route(chain, [0.0] * (len(chain) - 2), to_output=True) for node, chain in output_chains.items()
+        },
         width=used,
         height=high - low,
         smallest_gap=min(gaps[:-2]),  # nothing is written beside the output
+        node_heights=node_heights,
     )
