@@ -4,15 +4,38 @@ from nasbook.data.augmentation import Augmentation, augment
 from nasbook.data.imagenet import image_folder_loaders, load_image_folder
 from nasbook.data.images import ImageData, list_images, load_images
 from nasbook.data.loaders import Loader, evaluation_batches
+from nasbook.data.segmentation import (
+    CropAugmentation,
+    Samples,
+    SegmentationData,
+    SegmentationLoader,
+    TensorSamples,
+    random_crop,
+    whole_images,
+)
+from nasbook.data.shapes import SHAPE_CLASSES, load_shapes
+from nasbook.data.voc import VOC_CLASSES, FileSamples, load_voc
 
 __all__ = [
+    "SHAPE_CLASSES",
+    "VOC_CLASSES",
     "Augmentation",
+    "CropAugmentation",
+    "FileSamples",
     "ImageData",
     "Loader",
+    "Samples",
+    "SegmentationData",
+    "SegmentationLoader",
+    "TensorSamples",
     "augment",
     "evaluation_batches",
     "image_folder_loaders",
     "list_images",
     "load_image_folder",
     "load_images",
+    "load_shapes",
+    "load_voc",
+    "random_crop",
+    "whole_images",
 ]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import Genotype
-from nasbook.networks.derived import DerivedNetwork
+from nasbook.networks.derived import DerivedCell, DerivedNetwork
 from nasbook.networks.stacking import StemName, reduction_positions
 from nasbook.operations import FactorizedReduction, Pool, Zero
 from nasbook.operations.convolutional import DepthwiseConvolution
@@ -77,8 +77,8 @@ class AtrousFactorizedReduction(FactorizedReduction):
         nn.Module.__init__(self)
         self.dilation = dilation
         self.activation = reduction.activation
-        self.convolution = _spread_convolution(reduction.convolution, (1, 1), (1, 1))
-        self.shifted_convolution = _spread_convolution(reduction.shifted_convolution, (1, 1), (1, 1))
+        self.convolution = _spread_convolution(reduction.convolution, (1, 1))
+        self.shifted_convolution = _spread_convolution(reduction.shifted_convolution, (1, 1))
         self.norm = reduction.norm
 
     def forward(self, x: Image) -> Float[Tensor, "batch outputs height width"]:
@@ -124,26 +124,31 @@ def _spread_chain(chain: nn.Sequential, dilation: int) -> nn.Sequential:
     rows = columns = dilation
     for position, layer in enumerate(chain):
         if isinstance(layer, nn.Conv2d):
-            chain[position] = _spread_convolution(layer, (rows, columns), (1, 1))
+            chain[position] = _spread_convolution(layer, (rows, columns))
             rows, columns = rows * layer.stride[0], columns * layer.stride[1]
         elif not isinstance(layer, nn.ReLU | nn.BatchNorm2d):  # both work on every pixel by itself
             raise InvalidInput(f"A chain with {type(layer).__name__} can't be spread over a finer grid.")
     return chain
 
 
-def _spread_convolution(layer: nn.Conv2d, spread: tuple[int, int], stride: tuple[int, int]) -> nn.Conv2d:
-    """The same kernels with their taps ``spread`` times as far apart, in rows and in columns."""
-    padding, dilation = (
-        tuple(value * factor for value, factor in zip(values, spread, strict=True))
-        for values in (layer.padding, layer.dilation)
-    )
+def _spread_convolution(layer: nn.Conv2d, spread: tuple[int, int]) -> nn.Conv2d:
+    """The same kernels at stride 1, their taps ``spread`` times as far apart in rows and in columns."""
+    padding = int(layer.padding[0]) * spread[0], int(layer.padding[1]) * spread[1]
+    dilation = layer.dilation[0] * spread[0], layer.dilation[1] * spread[1]
     with torch.device("meta"):  # the weights are the layer's own: none are drawn
         new: nn.Conv2d
         if isinstance(layer, DepthwiseConvolution):  # made anew, as it decides by these numbers how to differentiate
-            new = DepthwiseConvolution(layer.in_channels, layer.kernel_size[0], stride[0], padding[0], dilation[0])
+            new = DepthwiseConvolution(layer.in_channels, layer.kernel_size[0], 1, padding[0], dilation[0])
         else:
-            sizes = (layer.in_channels, layer.out_channels, layer.kernel_size)
-            new = nn.Conv2d(*sizes, stride, padding, dilation, layer.groups, layer.bias is not None)  # type: ignore[arg-type]
+            new = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                (layer.kernel_size[0], layer.kernel_size[1]),
+                padding=padding,
+                dilation=dilation,
+                groups=layer.groups,
+                bias=layer.bias is not None,
+            )
     new.weight, new.bias = layer.weight, layer.bias
     return new.train(layer.training)
 
@@ -208,6 +213,7 @@ class Backbone(nn.Module):
         """Spreads what comes from the first reduction on that would go below the output stride."""
         older = newer = 1  # dilation of a cell's two inputs: how far apart the coarse network's pixels lie in them
         for position, cell in enumerate(self.cells):
+            assert isinstance(cell, DerivedCell)
             reduces = position in reduction_positions(len(self.cells))
             replaced = reduces and stride == self.output_stride
             if reduces and not replaced:
