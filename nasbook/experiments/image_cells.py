@@ -13,7 +13,7 @@ from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
 from nasbook.experiments.scale import Scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
-from nasbook.methods import darts, milenas, random_search, stretchable
+from nasbook.methods import darts, milenas, pc_darts, random_search, stretchable
 from nasbook.networks import DerivedNetwork, channels_for
 from nasbook.seeding import fold_seed
 from nasbook.training import Fit, FitConfig
@@ -37,6 +37,26 @@ def stretchable_config(scale: Scale) -> stretchable.Config:
 def pairs_config(scale: Scale) -> stretchable.Config:
     """First-order DARTS with two output edges a node at a scale: the paper's "DARTS w/o SC"."""
     return replace(stretchable_config(scale), train_weight=0.0, topology="output-edges")
+
+
+def pc_darts_config(scale: Scale) -> pc_darts.Config:
+    """PC-DARTS at a scale: the paper's at ``paper``, else the scale's epochs, batch and cells.
+
+    With at least the paper's 16 channels, so that at K = 4 the candidates have 4. The weights' rate goes with the
+    batch (0.1 at 256). Rate × steps says how far α and β can move: 2.0 in the paper (6e-4 × 35 epochs × 97 steps),
+    a third of DARTS'. Half of the scale's rate for DARTS keeps that product, in the 70 % of the steps that move them.
+    """
+    paper = pc_darts.Config()
+    batch = paper.batch_size if scale.name == "paper" else scale.search_batch
+    settings = {
+        **_search_settings(scale),
+        "order": "first-order",
+        "batch_size": batch,
+        "channels": max(paper.channels, scale.search_channels),
+        "learning_rate": paper.learning_rate * batch / paper.batch_size,
+        "architecture_learning_rate": scale.architecture_learning_rate / 2 * batch / scale.search_batch,
+    }
+    return pc_darts.Config(**settings)
 
 
 def random_search_config(scale: Scale) -> random_search.Config:
@@ -66,6 +86,7 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "darts": search_config,
     "milenas": milenas_config,
     "stretchable": stretchable_config,
+    "pc-darts": pc_darts_config,
     "random-search": random_search_config,
 }
 """How each method searches at a scale, by the method's name."""

@@ -6,13 +6,14 @@ Drive a search with ``for report in search.epochs()``; ask it for ``result()`` a
 from types import ModuleType
 
 from nasbook.errors import unknown_name
-from nasbook.methods import darts, milenas, random_search, stretchable
+from nasbook.methods import darts, milenas, pc_darts, random_search, stretchable
 from nasbook.methods.search import GradientSearch, SearchReport, SearchResult
 
 METHODS: dict[str, ModuleType] = {
     "darts": darts,
     "milenas": milenas,
     "stretchable": stretchable,
+    "pc-darts": pc_darts,
     "random-search": random_search,
 }
 """The modules of all methods by the names that the command line takes."""
@@ -37,6 +38,7 @@ __all__ = [
     "darts",
     "get_method",
     "milenas",
+    "pc_darts",
     "random_search",
     "stretchable",
 ]

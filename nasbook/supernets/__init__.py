@@ -2,6 +2,15 @@
 
 from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
+from nasbook.supernets.partial import (
+    PARTIAL_ENGINES,
+    EdgeNormalizedRelaxation,
+    FusedPartialCell,
+    PartialCell,
+    PartialMixedOperation,
+    PartialNetwork,
+    require_partition,
+)
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
 from nasbook.supernets.search_network import (
     ENGINE_CELLS,
@@ -24,14 +33,20 @@ from nasbook.supernets.topology import (
 __all__ = [
     "ENGINES",
     "ENGINE_CELLS",
+    "PARTIAL_ENGINES",
     "AnnealedSoftmax",
     "AnyOutputEdges",
+    "EdgeNormalizedRelaxation",
     "EngineCells",
     "EngineName",
     "FusedCell",
+    "FusedPartialCell",
     "InputEdges",
     "MixedOperation",
     "OutputEdges",
+    "PartialCell",
+    "PartialMixedOperation",
+    "PartialNetwork",
     "Relaxation",
     "SearchCell",
     "SearchNetwork",
@@ -43,6 +58,7 @@ __all__ = [
     "connected_cell",
     "engine_positions",
     "output_edge_space",
+    "require_partition",
     "strongest_connections",
     "strongest_edges",
 ]

@@ -346,7 +346,12 @@ LAYERS = {
 EVERYWHERE = {"errors", "seeding", "files", "__version__"}
 """Modules that each other one may use."""
 
-BUILDS_ON: dict[str, set[str]] = {"darts": set(), "milenas": {"darts"}, "stretchable": {"milenas"}}
+BUILDS_ON: dict[str, set[str]] = {
+    "darts": set(),
+    "milenas": {"darts"},
+    "stretchable": {"milenas"},
+    "pc_darts": {"darts"},
+}
 """Methods that may use another method, because their paper does."""
 
 SHARED_BY_METHODS = {"search"}

@@ -26,8 +26,8 @@ def data():
 
 def search_of(name, data, seed=0, **changes):
     method = METHODS[name]
-    more = {"samples": 2} if name == "random-search" else {}
-    return method.Search(method.Config(**{**SMALL, **more, **changes}), data, SPACE, seed)
+    more = {"random-search": {"samples": 2}, "pc-darts": {"partition": 2}}  # two channels cannot be parted in four
+    return method.Search(method.Config(**{**SMALL, **more.get(name, {}), **changes}), data, SPACE, seed)
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------
@@ -128,8 +128,9 @@ def test_too_few_images_for_a_batch(name, data):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_operation(name, data):
     method = METHODS[name]
+    config = method.Config(**{**SMALL, "channels": 4})
     with pytest.raises(InvalidInput, match=r"Unknown operation 'sep_conv_3x4'. Did you mean 'sep_conv_3x3'"):
-        method.Search(method.Config(**SMALL), data, Space(("sep_conv_3x4",), nodes=2))
+        method.Search(config, data, Space(("sep_conv_3x4",), nodes=2))
 
 
 # --- DARTS ------------------------------------------------------------------------------------------------------------
