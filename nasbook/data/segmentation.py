@@ -8,12 +8,12 @@ number all the same (:class:`SegmentationLoader`), so that a run goes on to the 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,24 +34,28 @@ Batch = tuple[Float[Tensor, "batch 3 height width"], Int64[Tensor, "batch height
 """Normalised images of one size, and their labels."""
 
 
-class Samples(Protocol):
+class Samples(ABC):
     """Images with their labels, wherever they are."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """One image and its labels, on the CPU."""
 
+    @abstractmethod
     def take(self, count: int) -> Samples:
         """The first ones."""
 
+    @abstractmethod
     def digest(self) -> str:
         """What tells these samples from others."""
 
 
 @dataclass(frozen=True, eq=False)
-class TensorSamples:
+class TensorSamples(Samples):
     """Samples of one size that fit into memory."""
 
     images: UInt8[Tensor, "samples 3 height width"]

@@ -23,7 +23,7 @@ import torch
 
 from nasbook.data.downloads import data_folder
 from nasbook.data.imagenet import MEAN, STD
-from nasbook.data.segmentation import IGNORED, Sample, SegmentationData
+from nasbook.data.segmentation import IGNORED, Sample, Samples, SegmentationData
 from nasbook.errors import DataError
 
 VOC_CLASSES = (
@@ -55,7 +55,7 @@ LAYOUT = "JPEGImages, SegmentationClass and ImageSets/Segmentation"
 
 
 @dataclass(frozen=True, eq=False)
-class FileSamples:
+class FileSamples(Samples):
     """Samples that are read from pairs of files, each time anew."""
 
     files: tuple[tuple[Path, Path], ...]

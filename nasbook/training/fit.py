@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nasbook import processes
 from nasbook.data import ImageData, Loader, evaluation_batches
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.networks import AuxiliaryOutput, set_drop_path
 from nasbook.training.compiling import CompiledTraining
-from nasbook.training.run import EpochReport, Run, accuracy, cosine, optimizer_form
+from nasbook.training.run import NORMALIZE_BY, EpochReport, NormalizeBy, Run, accuracy, cosine, optimizer_form
 
 CHANNELS_LAST_SIZE = 16
 """Pixels a side from which channels-last order is faster on a CPU; at 8, DARTS_V2 with 4 channels takes as long."""
@@ -38,7 +39,7 @@ class FitConfig:
     epochs: int = 600
     """Passes over the training images."""
     batch_size: int = 96
-    """Images a step."""
+    """Images a step, over all processes."""
     learning_rate: float = 0.025
     """Of SGD, at the start."""
     decay: Literal["cosine", "exponential", "linear"] = "cosine"
@@ -66,7 +67,10 @@ class FitConfig:
     pixels a side and more (1.5 to 2.2 times as fast there, by one thread). The results differ in their last bits."""
     compile: bool = False
     """Compiles the forward and the backward pass with torch.compile, on CUDA as captured graphs; goes on without,
-    with a warning, where that fails. Takes minutes at the start, and drops other paths at random."""
+    with a warning, where that fails. Takes minutes at the start, and drops other paths at random. One process only."""
+    normalize_by: NormalizeBy = "batch"
+    """What batch norms normalise by where several processes train: the whole batch, which gives the step of one
+    process; or each by its own part, which needs no messages within the network but is another training."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -87,6 +91,8 @@ class FitConfig:
             raise InvalidInput(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
         if self.decay not in DECAYS:
             raise unknown_name("decay", self.decay, DECAYS)
+        if self.normalize_by not in NORMALIZE_BY:
+            raise unknown_name("normalize_by", self.normalize_by, NORMALIZE_BY)
 
 
 CIFAR10_EVALUATION = FitConfig()
@@ -118,12 +124,42 @@ The network is ``DerivedNetwork(genotype, 48, 14, 1000, auxiliary=True, stem="im
 the whole set needs :func:`nasbook.data.image_folder_loaders` and a loop of its own.
 """
 
-LATER_FIELDS = {"decay": "cosine", "label_smoothing": 0.0}
+LATER_FIELDS = {"decay": "cosine", "label_smoothing": 0.0, "normalize_by": "batch"}
 """Fields that earlier checkpoints don't have, and what those runs did: with these values, the headers are the same."""
 
 
-class Fit(Run):
+class Training(Run):
+    """A run that trains one network with one optimiser: what it keeps in a checkpoint, and in which precision it runs.
+
+    A subclass sets ``network``, ``optimizer`` and ``mixed_precision`` when it is built.
+    """
+
+    optimizer: torch.optim.Optimizer
+    """Of the network's parameters."""
+    mixed_precision: bool
+    """Whether the passes run in bfloat16 where CUDA can."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context in which the network's passes run."""
+        lower = self.mixed_precision and self.device.type == "cuda"
+        return torch.autocast("cuda", torch.bfloat16) if lower else nullcontext()
+
+
+class Fit(Training):
     """Trains a network on a data set's training images and evaluates it on held-out ones.
+
+    Within :func:`nasbook.processes.joined` several processes make each step together. All of them need a network with
+    the same initial weights; its batch norms are replaced where they have to be shared.
 
     Args:
         network: returns logits, or an :class:`~nasbook.networks.AuxiliaryOutput` in training mode; moved to
@@ -160,6 +196,8 @@ class Fit(Run):
         if self._channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_classes(network, data)
+        if config.compile and processes.count() > 1:
+            raise InvalidInput("A compiled step knows of no other processes: leave compile out, or run in one process.")
         images, labels = data.train_images, data.train_labels
         if train_indices is not None:
             images, labels = images[train_indices], labels[train_indices]
@@ -171,8 +209,10 @@ class Fit(Run):
             std=data.std,
             augmentation=replace(data.augmentation, cutout=config.cutout),
             seed=seed,
+            part=(processes.rank(), processes.count()),
         )
         super().__init__(config.epochs, len(self.loader), seed, device)
+        self.share_norms(config.normalize_by)
         self._held_out = (
             (data.test_images, data.test_labels)
             if held_out is None
@@ -187,7 +227,7 @@ class Fit(Run):
             **optimizer_form(device),
         )
         self._compiled = CompiledTraining(self.network, self.compiler) if config.compile else None
-        self._autocast = cuda and config.mixed_precision
+        self.mixed_precision = config.mixed_precision
 
     def begin_epoch(self) -> None:
         rate = DECAYS[self.config.decay](self.config.learning_rate, self.epoch, self.total_epochs)
@@ -201,13 +241,13 @@ class Fit(Run):
     def run_step(self, index: int) -> Sequence[Tensor]:
         images, labels = self.loader.batch(index)
         # Without the second case, a crop would decide: what it has moved is in channels-last order.
-        images = _in_channels_last(images) if self._channels_last else images.contiguous()
+        images = in_channels_last(images) if self._channels_last else images.contiguous()
 
         smoothing = self.config.label_smoothing
 
         def differentiate(forward: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
             self.optimizer.zero_grad()
-            with self._precision():
+            with self.precision():
                 output = forward(images)
                 auxiliary = None
                 if isinstance(output, AuxiliaryOutput):
@@ -220,6 +260,7 @@ class Fit(Run):
             return loss, output
 
         loss, output = differentiate(self.network) if self._compiled is None else self._compiled.run(differentiate)
+        processes.average_gradients(self.network.parameters())
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         return loss, accuracy(output, labels)
@@ -227,7 +268,7 @@ class Fit(Run):
     def report(self, means: dict[str, float]) -> EpochReport:
         last = self.epoch + 1 == self.total_epochs
         if last or (self.epoch + 1) % self.config.evaluate_every == 0:
-            with self._precision():
+            with self.precision():
                 loss, correct = evaluate(
                     self.network, *self._held_out, self.data, channels_last=self._channels_last
                 )
@@ -257,20 +298,8 @@ class Fit(Run):
             "data": self.data.checksum,
             **self._used,
             "seed": self.seed,
+            **self.parts_header(),
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
 
 
 def _name_indices(indices: Int64[Tensor, " n"] | None, whole: str = "all") -> str:
@@ -306,26 +335,40 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean cross entropy and accuracy in evaluation mode; the mode of every module is put back.
 
+    Several processes divide the images and all return the same numbers; each must call this.
+
     ``channels_last`` is the memory layout in which the network gets its images.
     """
     if not len(images):
         raise InvalidInput("There is no image to evaluate on.")
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
+    whole = len(images)
+    images, labels = (tensor.tensor_split(processes.count())[processes.rank()] for tensor in (images, labels))
     loss = images.new_zeros((), dtype=torch.float32)
     correct = images.new_zeros((), dtype=torch.float32)
-    try:
+    with evaluating(network):
         for batch, targets in evaluation_batches(images, labels, batch_size, data.mean, data.std):
-            logits = network(_in_channels_last(batch) if channels_last else batch).float()
+            if not len(batch):  # more processes than images
+                continue
+            logits = network(in_channels_last(batch) if channels_last else batch).float()
             loss += F.cross_entropy(logits, targets, reduction="sum")
             correct += (logits.argmax(-1) == targets).sum()
+    loss, correct = processes.total([loss, correct])
+    return float(loss) / whole, float(correct) / whole
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within the block the network is in evaluation mode; the mode of every module is put back."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return float(loss) / len(images), float(correct) / len(images)
 
 
-def _in_channels_last(images: Tensor) -> Tensor:
+def in_channels_last(images: Tensor) -> Tensor:
     """A copy in channels-last order. Unlike ``contiguous``, it also orders images of one channel, of which torch thinks
     that they are in that order already; a network's layers take the order over from its images."""
     return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
