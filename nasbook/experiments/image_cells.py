@@ -11,7 +11,7 @@ import torch
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
-from nasbook.experiments.scale import Scale, stretchable_scale
+from nasbook.experiments.scale import Scale, entrannas_scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
 from nasbook.methods import darts, milenas, pc_darts, random_search, stretchable
 from nasbook.networks import DerivedNetwork, channels_for
@@ -59,6 +59,30 @@ def pc_darts_config(scale: Scale) -> pc_darts.Config:
     return pc_darts.Config(**settings)
 
 
+def entrannas_config(scale: Scale) -> entrannas.Config:
+    """EnTranNAS at a scale, with Chapter 3's numbers."""
+    return entrannas.Config(**_annealed_settings(scale))
+
+
+def entrannas_dst_config(scale: Scale) -> entrannas_dst.Config:
+    """EnTranNAS-DST at a scale, with Chapter 3's numbers."""
+    return entrannas_dst.Config(**_annealed_settings(scale))
+
+
+def _annealed_settings(scale: Scale) -> dict[str, Any]:
+    scale = entrannas_scale(scale)
+    paper = entrannas.Config()
+    return {
+        **_search_settings(scale),
+        "channels": scale.bottleneck_channels,
+        "order": "first-order",
+        # DARTS' rate and the paper's are the same 0.025 for 64 images.
+        "learning_rate": paper.learning_rate * scale.search_batch / paper.batch_size,
+        "architecture_learning_rate": scale.annealed_learning_rate,
+        "temperature_decay": paper.temperature_decay ** (paper.epochs / scale.search_epochs),
+    }
+
+
 def random_search_config(scale: Scale) -> random_search.Config:
     """Random search at a scale: as many epochs of training in all as DARTS searches, shared by about four samples."""
     epochs = max(1, scale.search_epochs // 4)
@@ -94,6 +118,8 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
 
 SEARCH_SPACES: dict[str, Callable[[Scale], Space]] = {
     "stretchable": lambda scale: stretchable_scale(scale).stretchable_space,
+    "entrannas": lambda scale: Space(scale.space.choices, scale.nodes),
+    "entrannas-dst": lambda scale: Space(scale.space.choices, scale.nodes),
 }
 """The spaces of methods that search another one than the scale's."""
 

@@ -217,6 +217,60 @@ def stretchable_scale(scale: Scale) -> StretchableScale:
     return STRETCHABLE_SCALES[scale.name]
 
 
+@dataclass(frozen=True)
+class EnTranNASScale(Scale):
+    """The numbers of Chapter 3, whose supernets have more cells, so that Transit-cells are most of them."""
+
+    annealed_learning_rate: float
+    """Of Adam on α and β in EnTranNAS. Rate × steps is 1.47 at every scale, as in the paper (6e-4 × 50 epochs × 49
+    steps); the temperature falls from 5 to the same end."""
+    bottleneck_channels: int
+    """Channels C of supernets with a bottleneck of 4; at ``quick`` their candidates are as wide as DARTS'."""
+    penalty_weights: tuple[float, ...]
+    """The weights λ of Eq. 11 that are compared."""
+
+
+ENTRANNAS_SCALES: dict[str, EnTranNASScale] = {
+    name: EnTranNASScale(
+        **{
+            **vars(SCALES[name]),
+            "search_cells": cells,
+            "cells": cells if name in ("quick", "laptop") else SCALES[name].cells,
+            "search_epochs": epochs,
+            "search_batch": batch,
+            "order": "first-order",
+            "architecture_learning_rate": rate,
+        },
+        annealed_learning_rate=annealed,
+        bottleneck_channels=16,
+        penalty_weights=(0.05, 0.1, 0.2),
+    )
+    for name, cells, epochs, batch, rate, annealed in (
+        ("quick", 6, 25, 32, 1.1e-2, 2.7e-3),
+        ("laptop", 6, 25, 64, 1.6e-2, 3.9e-3),
+        ("gpu", 8, 25, 256, 2.4e-3, 6e-4),
+        ("paper", 8, 50, 512, 2.4e-3, 6e-4),
+    )
+}
+"""The scales of Chapter 3 by name."""
+
+
+def entrannas_scale(scale: Scale) -> EnTranNASScale:
+    """The numbers of Chapter 3 at a scale.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
+    if isinstance(scale, EnTranNASScale):
+        return scale
+    if scale != SCALES.get(scale.name):  # its own numbers would be lost
+        raise InvalidInput(
+            f"Chapter 3 needs numbers of its own (annealed_learning_rate, bottleneck_channels, penalty_weights), which "
+            f"the scale {scale.name!r} lacks: give an EnTranNASScale, or the name of a scale."
+        )
+    return ENTRANNAS_SCALES[scale.name]
+
+
 def get_scale(name: str | None = None) -> Scale:
     """The scale of that name; None takes ``NASBOOK_SCALE``, or ``quick`` where it is not set.
 

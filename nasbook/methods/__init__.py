@@ -6,7 +6,7 @@ Drive a search with ``for report in search.epochs()``; ask it for ``result()`` a
 from types import ModuleType
 
 from nasbook.errors import unknown_name
-from nasbook.methods import darts, milenas, pc_darts, random_search, stretchable
+from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, random_search, stretchable
 from nasbook.methods.search import GradientSearch, SearchReport, SearchResult
 
 METHODS: dict[str, ModuleType] = {
@@ -14,6 +14,8 @@ METHODS: dict[str, ModuleType] = {
     "milenas": milenas,
     "stretchable": stretchable,
     "pc-darts": pc_darts,
+    "entrannas": entrannas,
+    "entrannas-dst": entrannas_dst,
     "random-search": random_search,
 }
 """The modules of all methods by the names that the command line takes."""
@@ -36,6 +38,8 @@ __all__ = [
     "SearchReport",
     "SearchResult",
     "darts",
+    "entrannas",
+    "entrannas_dst",
     "get_method",
     "milenas",
     "pc_darts",

@@ -18,7 +18,16 @@ from nasbook.genotypes import DARTS_SPACE, Space
 from nasbook.methods.search import GradientSearch
 from nasbook.networks import StemName
 from nasbook.supernets import EngineName, Relaxation, SearchNetwork, SoftmaxRelaxation
-from nasbook.training import BilevelUpdate, FiniteDifference, FirstOrder, Objective, SecondOrder, optimizer_form
+from nasbook.training import (
+    NORMALIZE_BY,
+    BilevelUpdate,
+    FiniteDifference,
+    FirstOrder,
+    NormalizeBy,
+    Objective,
+    SecondOrder,
+    optimizer_form,
+)
 
 UPDATES: dict[str, type[BilevelUpdate]] = {
     "first-order": FirstOrder,
@@ -35,7 +44,7 @@ class Config:
     epochs: int = 50
     """Passes over the training share."""
     batch_size: int = 64
-    """Images a step, of each share."""
+    """Images a step, of each share, over all processes."""
     channels: int = 16
     """Channels of the first cell's nodes, C."""
     cells: int = 8
@@ -64,6 +73,9 @@ class Config:
     """How the supernet is computed, fused or readable: the same values up to rounding, at different speed."""
     recompute_cells: int = 0
     """Cells, from the first on, that are computed again in the backward pass, to save memory."""
+    normalize_by: NormalizeBy = "batch"
+    """What batch norms normalise by where several processes search: the whole batch, which gives the step of one
+    process; or each by its own part, which keeps the fused engine and is faster, but another search."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -84,13 +96,15 @@ class Config:
             raise InvalidInput(f"train_share must be between 0 and 1, got {self.train_share}.")
         if self.order not in UPDATES:
             raise unknown_name("order", self.order, UPDATES)
+        if self.normalize_by not in NORMALIZE_BY:
+            raise unknown_name("normalize_by", self.normalize_by, NORMALIZE_BY)
 
 
 class Search(GradientSearch):
     """DARTS on one data set; see :class:`~nasbook.methods.GradientSearch` for the arguments.
 
-    A method that changes one piece overrides what gives it: :meth:`build_relaxation`, :meth:`objective` or
-    :meth:`architecture_groups`.
+    A method that changes one piece overrides what gives it: :meth:`build_relaxation`, :meth:`network_options`,
+    :meth:`objective` or :meth:`architecture_groups`.
     """
 
     method: ClassVar[str] = "darts"
@@ -111,18 +125,19 @@ class Search(GradientSearch):
         """The parameter groups of the architecture's optimiser."""
         return [{"params": list(self.network.architecture())}]
 
+    def network_options(self) -> dict[str, Any]:
+        """The supernet's options besides its sizes."""
+        return {
+            "in_channels": self.data.channels,
+            "stem": self.config.stem,
+            "relaxation": self.build_relaxation,
+            "engine": self.config.engine,
+            "recompute_cells": self.config.recompute_cells,
+        }
+
     def build_network(self) -> SearchNetwork:
-        return SearchNetwork(
-            self.space,
-            self.config.channels,
-            self.config.cells,
-            self.data.classes,
-            in_channels=self.data.channels,
-            stem=self.config.stem,
-            relaxation=self.build_relaxation,
-            engine=self.config.engine,
-            recompute_cells=self.config.recompute_cells,
-        )
+        config = self.config
+        return SearchNetwork(self.space, config.channels, config.cells, self.data.classes, **self.network_options())
 
     def build_update(self) -> BilevelUpdate:
         form = optimizer_form(self.device)

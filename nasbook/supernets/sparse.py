@@ -68,6 +68,7 @@ class SparseRelaxation(AnnealedSoftmax):
     """
 
     sparse: ClassVar[bool] = True
+    _target: Tensor
 
     def __init__(
         self, space: Space, temperature: float = 1.0, *, penalty_weight: float = 0.1, beta: float = 0.0
@@ -82,6 +83,8 @@ class SparseRelaxation(AnnealedSoftmax):
         self.penalty_weight = penalty_weight
         self.beta = nn.Parameter(torch.full((space.nodes,), float(beta)))
         self._incoming = [len(space.sources(node)) for node in range(space.inputs, space.inputs + space.nodes)]
+        targets = torch.tensor([target - space.inputs for _, target in space.edges])
+        self.register_buffer("_target", targets, persistent=False)  # of every edge, counted from the first node
 
     def thresholds(self) -> Float[Tensor, " nodes"]:
         """t of every intermediate node, between 0 and 1."""
@@ -89,10 +92,9 @@ class SparseRelaxation(AnnealedSoftmax):
 
     def coefficients(self) -> Float[Tensor, "edges operations"]:
         log_p = (self.alpha / self.temperature).log_softmax(dim=-1)  # Eq. 5
-        log_p_hat = torch.cat([rows - rows.amax() for rows in log_p.split(self._incoming)])  # Eq. 7, (edges, operations)
+        log_p_hat = torch.cat([node - node.amax() for node in log_p.split(self._incoming)])  # Eq. 7
         room = torch.sigmoid(-self.beta.clamp(max=-math.log(torch.finfo(self.beta.dtype).eps)))  # 1 − t, never 0
-        room = room.repeat_interleave(torch.tensor(self._incoming, device=room.device))[:, None]
-        q = F.relu(room + torch.expm1(log_p_hat))  # Eq. 8: p̂ − t = (1 − t) − (1 − p̂)
+        q = F.relu(room[self._target, None] + torch.expm1(log_p_hat))  # Eq. 8: p̂ − t = (1 − t) − (1 − p̂)
         total = q.sum(dim=-1, keepdim=True)
         # An edge with nothing left stays at zero; where() keeps 0/0 out of value and gradient.
         return q / torch.where(total > 0, total, 1)  # Eq. 9

@@ -343,7 +343,7 @@ LAYERS = {
 }
 """A package imports from lower layers, and from its own; data, analysis and genotypes stand beside each other."""
 
-EVERYWHERE = {"errors", "seeding", "files", "__version__"}
+EVERYWHERE = {"errors", "seeding", "files", "processes", "__version__"}
 """Modules that each other one may use."""
 
 BUILDS_ON: dict[str, set[str]] = {
@@ -351,6 +351,8 @@ BUILDS_ON: dict[str, set[str]] = {
     "milenas": {"darts"},
     "stretchable": {"milenas"},
     "pc_darts": {"darts"},
+    "entrannas": {"darts"},
+    "entrannas_dst": {"entrannas"},
 }
 """Methods that may use another method, because their paper does."""
 
