@@ -13,7 +13,7 @@ from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
 from nasbook.experiments.scale import Scale, entrannas_scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
-from nasbook.methods import darts, milenas, pc_darts, random_search, stretchable
+from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, random_search, stretchable
 from nasbook.networks import DerivedNetwork, channels_for
 from nasbook.seeding import fold_seed
 from nasbook.training import Fit, FitConfig
@@ -111,6 +111,8 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "milenas": milenas_config,
     "stretchable": stretchable_config,
     "pc-darts": pc_darts_config,
+    "entrannas": entrannas_config,
+    "entrannas-dst": entrannas_dst_config,
     "random-search": random_search_config,
 }
 """How each method searches at a scale, by the method's name."""
