@@ -40,6 +40,7 @@ def augment(
     generator: torch.Generator,
     *,
     black: Float[Tensor, "#channels"] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Float[Tensor, "batch channels height width"]:
     """Augments every image on its own: crop, then flip, then cutout.
 
@@ -51,12 +52,15 @@ def augment(
         generator: where the offsets are drawn from; it lives on the images' device.
         black: the value of a black pixel in every channel, ``-mean / std`` for normalised images; the crop
             pads with it, as a crop before normalisation pads with 0. By default it is 0.
+        part: (k, n) where the images are the k-th of n equal parts of a batch, from 0: what is drawn for the whole
+            batch is then used for this part.
     """
     batch, _, height, width = images.shape
     device = images.device
 
     def draw(limit: int) -> Int64[Tensor, "batch 1"]:
-        return torch.randint(limit, (batch, 1), generator=generator, device=device)
+        whole = torch.randint(limit, (part[1] * batch, 1), generator=generator, device=device)
+        return whole[part[0] * batch : (part[0] + 1) * batch]
 
     rows = torch.arange(height, device=device).expand(batch, -1)  # (batch, height): the row that each row reads
     columns = torch.arange(width, device=device).expand(batch, -1)  # (batch, width)

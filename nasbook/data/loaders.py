@@ -31,20 +31,25 @@ class Loader:
     3. The last batch of a pass is dropped when it is smaller, as batch norm and the two-loader step of DARTS
        want equal batches.
 
+    4. One of several processes gets its equal part of every batch. Order and augmentation are drawn for the whole
+       batch in each of them, so that the parts together are the batch of a single process, to the bit.
+
     The two loaders of a search need different seeds, or they walk through their halves in the same order.
 
     Args:
         images: all images of this loader.
         labels: one class for each image.
-        batch_size: images in a batch.
+        batch_size: images in a batch, over all processes.
         mean: of every channel, for values between 0 and 1.
         std: of every channel, for values between 0 and 1.
         augmentation: what happens to each image.
         seed: of the order and of the augmentation.
         drop_last: leave out the last batch of a pass if it is smaller than the others.
+        part: (k, n) for the k-th of n equal parts of every batch, from 0.
 
     Raises:
-        InvalidInput: there are fewer images than a batch holds, or images and labels don't match.
+        InvalidInput: there are fewer images than a batch holds, images and labels don't match, there is no such part,
+            or a batch can't be divided into so many.
     """
 
     def __init__(
@@ -58,12 +63,23 @@ class Loader:
         augmentation: Augmentation = NO_AUGMENTATION,
         seed: int,
         drop_last: bool = True,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         _check_batches(images, labels, batch_size)
         if len(images) < batch_size:
             raise InvalidInput(
                 f"A batch of {batch_size} needs at least as many images, got {len(images)}. Lower batch_size."
             )
+        place, parts = part
+        if not 0 <= place < parts:
+            raise InvalidInput(f"part must be (k, n) with k from 0 to n - 1, got {part}.")
+        last = 0 if drop_last else len(images) % batch_size
+        for size in (batch_size, last):
+            if size % parts:
+                raise InvalidInput(
+                    f"A batch of {size} images can't be divided equally among {parts} processes. "
+                    + ("Drop the last batch." if size == last else f"Make batch_size a multiple of {parts}.")
+                )
         self.images = images
         self.labels = labels
         self.batch_size = batch_size
@@ -72,6 +88,7 @@ class Loader:
         self.augmentation = augmentation
         self.seed = seed
         self.drop_last = drop_last
+        self.part = part
         # On the images' device from the start, so that a batch waits for no copy.
         self._shift = torch.tensor(self.mean, device=images.device)[:, None, None]
         self._scale = torch.tensor(self.std, device=images.device)[:, None, None]
@@ -87,7 +104,7 @@ class Loader:
     def batch(
         self, index: int
     ) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
-        """Batch number ``index`` of the run, counted from 0 and on through all passes."""
+        """Batch number ``index`` of the run, or this loader's part of it, counted from 0 and on through all passes."""
         if index < 0:
             raise InvalidInput(f"A batch's number must be 0 or more, got {index}.")
         number, step = divmod(index, len(self))
@@ -98,9 +115,11 @@ class Loader:
                 order = order.pin_memory()
             self._order = order.to(self.images.device, non_blocking=True)
         chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        chosen = chosen.chunk(self.part[1])[self.part[0]]
         images = _normalized(self.images[chosen], self._shift, self._scale)
         draws = generator(self.seed, "augment", index, device=images.device)
-        return augment(images, self.augmentation, draws, black=self._black), self.labels[chosen]
+        augmented = augment(images, self.augmentation, draws, black=self._black, part=self.part)
+        return augmented, self.labels[chosen]
 
 
 def evaluation_batches(

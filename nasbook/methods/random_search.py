@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from nasbook import processes
 from nasbook.data import ImageData
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space, random_genotype, random_operations
@@ -138,7 +139,7 @@ class Search(Resumable):
             while not self.finished:
                 if self._fit.finished:
                     self._fit = self._start(self.sample)
-                if self._stopping:
+                if processes.any_process(self._stopping):
                     return
                 for report in self._fit.epochs():
                     genotype = self.genotype(self.sample)
@@ -147,7 +148,7 @@ class Search(Resumable):
                     values = {**report.to_state(), "epoch": len(self.history) + 1}
                     self.history.append(SearchReport(**values, genotype=self._best() or genotype, coefficients={}))
                     yield self.history[-1]
-                if self._stopping:
+                if processes.any_process(self._stopping):
                     return
         finally:
             self._stopping = False

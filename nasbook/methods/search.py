@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nasbook import processes
 from nasbook.data import ImageData, Loader
 from nasbook.genotypes import Genotype, Space
 from nasbook.seeding import fold_seed
@@ -64,9 +65,11 @@ class GradientSearch(Run, ABC):
 
     A method says how its network and its update are built, and what changes from epoch to epoch.
 
+    Within :func:`nasbook.processes.joined` several processes make each step together.
+
     Args:
         config: the method's configuration; this class reads ``epochs``, ``batch_size``, ``learning_rate``,
-            ``final_learning_rate`` and, in :meth:`shares`, ``train_share``.
+            ``final_learning_rate``, ``normalize_by`` and, in :meth:`shares`, ``train_share``.
         data: images on the device to search on. Test images are not touched.
         space: the cell space.
         seed: of initial parameters, data order and augmentation.
@@ -99,10 +102,12 @@ class GradientSearch(Run, ABC):
                 std=data.std,
                 augmentation=data.augmentation,
                 seed=fold_seed(seed, name),
+                part=(processes.rank(), processes.count()),
             )
             for indices, name in zip(parts, shares, strict=True)
         )
         super().__init__(config.epochs, len(self.loaders[0]), seed, device)
+        self.share_norms(config.normalize_by)
         self.update = self.build_update()
 
     def shares(self) -> dict[str, float]:
@@ -154,7 +159,7 @@ class GradientSearch(Run, ABC):
         return SearchResult(self.network.genotype(), tuple(self.history), accuracy)
 
     def header(self) -> dict[str, Any]:
-        return search_header(self.method, self.space, self.config, self.data, self.seed)
+        return {**search_header(self.method, self.space, self.config, self.data, self.seed), **self.parts_header()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -177,6 +182,9 @@ class GradientSearch(Run, ABC):
 EXECUTION = frozenset({"engine", "recompute_cells"})
 """Fields of configurations that say how a search is computed, not what; a checkpoint may be resumed with others."""
 
+LATER_FIELDS = {"normalize_by": "batch"}
+"""Fields that earlier checkpoints don't have, and what those searches did."""
+
 
 def search_header(method: str, space: Space, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
     """What a search is, as plain values that survive a checkpoint and compare by value."""
@@ -187,7 +195,11 @@ def search_header(method: str, space: Space, config: Any, data: ImageData, seed:
             for name, value in asdict(space).items()
             if name != "left_out" or value  # earlier checkpoints do not have it
         },
-        "config": {name: value for name, value in asdict(config).items() if name not in EXECUTION},
+        "config": {
+            name: value
+            for name, value in asdict(config).items()
+            if name not in EXECUTION and LATER_FIELDS.get(name, ...) != value
+        },
         "data": data.checksum,
         "seed": seed,
     }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nasbook import processes
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import CellGenotype, Genotype
 from nasbook.networks.stacking import CellPlacement, StemName, build_stem, reduction_positions, stack_cells
@@ -54,7 +55,9 @@ class DropPath(nn.Module):
         if self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        # Of several processes each draws for the whole batch, so that their generators stay alike.
+        batch = processes.count() * x.shape[0]
+        mask = processes.own_part(torch.empty(batch, 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep))
         return x * mask / keep
 
     def extra_repr(self) -> str:

@@ -12,6 +12,9 @@ they differ in how much of the gradient through that step they keep:
 What α minimises is an :class:`Objective`, a weighted sum of both losses. DARTS' has the validation loss alone;
 the mixed level of MiLeNAS (He et al., CVPR 2020) has both.
 
+Where several processes have a part of each batch (:mod:`nasbook.processes`), every gradient and loss that a method here
+returns is the mean over them: that of the whole batch.
+
 Symbols: ``weights`` is w, ``architecture`` is α, ``xi`` is ξ, ``vector`` is ∇_{w′} of the objective at (w′, α).
 """
 
@@ -29,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbook import processes
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.operations.batch_norms import batch_norms, kept_statistics
 
@@ -65,7 +69,7 @@ class ArchitectureGradient(NamedTuple):
     loss: Float[Tensor, ""]
     """Validation loss without its weight and without the penalty, detached."""
     outputs: Tensor
-    """The network's outputs on the validation batch, detached."""
+    """The network's outputs on the validation batch, detached; of several processes, on the own part of it."""
 
 
 class StepResult(NamedTuple):
@@ -161,12 +165,14 @@ class BilevelUpdate(ABC):
         with constant(self.architecture):
             loss, outputs = self._loss_at(None, train)
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        loss, *given = processes.mean([loss.detach(), *(gradient for gradient in gradients if gradient is not None)])
+        means = iter(given)
         for parameter, weight_gradient in zip(self.weights, gradients, strict=True):
-            parameter.grad = weight_gradient
+            parameter.grad = None if weight_gradient is None else next(means)
         nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
-        return loss.detach(), outputs.detach()
+        return loss, outputs.detach()
 
     def _learning_apart(self, validation: Sequence[Batch]) -> list[tuple[nn.Parameter, ...]]:
         """The architecture parameters that each validation batch is for."""
@@ -224,7 +230,8 @@ class FirstOrder(BilevelUpdate):
     def architecture_gradient(self, train: Batch, validation: Batch) -> ArchitectureGradient:
         with kept_statistics(self._norms), constant(self.weights):
             total, loss, outputs = self._objective_at(None, train, validation)
-        return ArchitectureGradient(_grad(total, self.architecture), loss, outputs)
+        loss, *gradients = processes.mean([loss, *_grad(total, self.architecture)])
+        return ArchitectureGradient(tuple(gradients), loss, outputs)
 
 
 class UnrolledUpdate(BilevelUpdate):
@@ -295,9 +302,9 @@ class UnrolledUpdate(BilevelUpdate):
             gradients, hessian_vector_product = self.train_gradient(train)
             unrolled = self.unrolled_weights(gradients)
             total, loss, outputs = self._objective_at(unrolled, train, validation)
-            both = _grad(total, (*self.architecture, *unrolled))
+            loss, *both = processes.mean([loss, *_grad(total, (*self.architecture, *unrolled))])
             direct, vector = both[: len(self.architecture)], both[len(self.architecture) :]
-            implicit = hessian_vector_product(vector)
+            implicit = hessian_vector_product(tuple(vector))
         combined = tuple(d - self.current_xi * i for d, i in zip(direct, implicit, strict=True))  # Eq. 7
         return ArchitectureGradient(combined, loss, outputs)
 
@@ -314,9 +321,9 @@ class SecondOrder(UnrolledUpdate):
             if not pairs:  # the training gradient does not depend on α at all
                 return tuple(torch.zeros_like(parameter) for parameter in self.architecture)
             roots, seeds = zip(*pairs, strict=True)
-            return torch.autograd.grad(roots, self.architecture, seeds, materialize_grads=True)
+            return processes.mean(torch.autograd.grad(roots, self.architecture, seeds, materialize_grads=True))
 
-        return gradients, hessian_vector_product
+        return processes.mean(gradients), hessian_vector_product
 
 
 class FiniteDifference(UnrolledUpdate):
@@ -347,7 +354,7 @@ class FiniteDifference(UnrolledUpdate):
 
     def train_gradient(self, train: Batch) -> tuple[Gradients, Callable[[Gradients], Gradients]]:
         loss, _ = self._loss_at(None, train)
-        return _grad(loss, self.weights), lambda vector: self.central_difference(train, vector)
+        return processes.mean(_grad(loss, self.weights)), lambda vector: self.central_difference(train, vector)
 
     def central_difference(self, train: Batch, vector: Gradients) -> Gradients:
         """The approximate product with ``vector``."""
@@ -358,7 +365,8 @@ class FiniteDifference(UnrolledUpdate):
             moved = tuple(w.detach() + sign * epsilon * v for w, v in zip(self.weights, vector, strict=True))
             return _grad(self._loss_at(moved, train)[0], self.architecture)
 
-        return tuple((plus - minus) / (2 * epsilon) for plus, minus in zip(gradient(1), gradient(-1), strict=True))
+        pairs = zip(gradient(1), gradient(-1), strict=True)
+        return processes.mean([(plus - minus) / (2 * epsilon) for plus, minus in pairs])
 
 
 class ToyProblem(nn.Module):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nasbook import processes
 from nasbook.errors import CheckpointError, InvalidInput
 from nasbook.files import whole_file
 
@@ -56,8 +57,8 @@ def load_checkpoint(
             names the first entry of the header that differs, down to a single field of the configuration.
     """
     content = read_checkpoint(path, device)
-    for name, expected in header.items():
-        got = content["header"].get(name)
+    for name in (*header, *content["header"]):
+        got, expected = content["header"].get(name), header.get(name)
         if got != expected:
             name, got, expected = _first_difference(name, got, expected)
             raise CheckpointError(
@@ -108,14 +109,18 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Sets every global generator to what :func:`random_state` returned."""
+    """Sets every global generator to what :func:`random_state` returned.
+
+    Several processes that share a run draw in step: each takes what the first one, which wrote, had on its GPU.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        alike = processes.count() > 1
+        torch.cuda.set_rng_state_all([(state["cuda"][0] if alike else s).cpu() for s in state["cuda"]])
 
 
 def _first_difference(name: str, got: Any, expected: Any) -> tuple[str, Any, Any]:

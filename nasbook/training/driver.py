@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nasbook import processes
 from nasbook.errors import InvalidInput
 from nasbook.training.run import Resumable
 
@@ -33,6 +34,9 @@ def drive(
     then raises; a second Ctrl-C raises at once. A kill loses the current epoch at most (``checkpoint_steps``
     shortens that), and never the checkpoint.
 
+    Where several processes share the run, each calls this. The first one shows the progress and writes; Ctrl-C in any
+    of them ends the same step in all.
+
     Args:
         run: a search or a training.
         checkpoint: where its state is kept; None keeps none.
@@ -40,7 +44,7 @@ def drive(
         checkpoint_steps: also write a checkpoint every so many steps; 0 for epochs only.
         label: what the progress bar is called.
         progress: whether there is one; it is written to standard error.
-        on_report: called with every epoch's report.
+        on_report: called with every epoch's report, in every process.
 
     Raises:
         KeyboardInterrupt: after the checkpoint is written.
@@ -53,6 +57,7 @@ def drive(
     if checkpoint is not None and resume and Path(checkpoint).exists():
         run.load(checkpoint)
     total = run.total_epochs * run.steps_per_epoch
+    progress = processes.any_process(progress)  # reading the means may raise: in all processes, or in none
     with (
         _first_interrupt_stops(run) as interrupted,
         tqdm(
@@ -61,7 +66,7 @@ def drive(
             desc=label,
             unit="step",
             file=sys.stderr,
-            disable=not progress,
+            disable=not (progress and processes.is_first()),
             dynamic_ncols=True,
         ) as bar,
     ):
@@ -84,7 +89,7 @@ def drive(
                     on_report(report)
         finally:
             run.on_step = None
-        if interrupted():
+        if processes.any_process(interrupted()):
             if checkpoint is not None:
                 run.save(checkpoint)
             raise KeyboardInterrupt

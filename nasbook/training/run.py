@@ -5,6 +5,9 @@ about order, interruption, divergence, randomness and state is here.
 
 Nothing in a step waits for the device: what a step measured goes into a row of a tensor, which is read when an
 epoch ends (or by a progress bar, now and then).
+
+Where several processes share a run (:mod:`nasbook.processes`), all of them call the same methods at the same steps.
+After every step they hold the same state to the bit, and they stop, fail and save together.
 """
 
 from __future__ import annotations
@@ -15,15 +18,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nasbook import processes
 from nasbook.errors import CheckpointError, TrainingDiverged, require_positive
+from nasbook.operations.batch_norms import batch_norms, synchronize_norms
 from nasbook.seeding import fold_seed, seed_everything
 from nasbook.training.checkpoints import load_checkpoint, random_state, restore_random_state, save_checkpoint
+
+NormalizeBy = Literal["batch", "part"]
+"""What batch norms normalise by where several processes share a batch: all of it, or each process by its own part."""
+NORMALIZE_BY: tuple[NormalizeBy, ...] = ("batch", "part")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,10 @@ class Resumable(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends :meth:`epochs` after the step that is running; safe to call from a signal handler."""
+        """Ends :meth:`epochs` after the step that is running; safe to call from a signal handler.
+
+        One of several processes that share the run ends it in all of them.
+        """
 
     @abstractmethod
     def means(self) -> dict[str, float]:
@@ -118,15 +130,16 @@ class Resumable(ABC):
         return self.epoch >= self.total_epochs
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint, whole or not at all.
+        """Writes a checkpoint, whole or not at all. Of several processes the first one writes, the others wait.
 
         Raises:
             CheckpointError: the file system refuses; an earlier checkpoint is then unchanged.
+            ProcessFailed: in the other processes, where the first one could not write.
         """
-        save_checkpoint(path, self.header(), self.state_dict())
+        processes.in_first(lambda: save_checkpoint(path, self.header(), self.state_dict()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Goes on from a checkpoint that a run with the same header saved.
+        """Goes on from a checkpoint that a run with the same header saved. Several processes all read the same file.
 
         Raises:
             CheckpointError: the file is missing, damaged, of another version or of another run.
@@ -162,7 +175,8 @@ class Run(Resumable):
         self._seconds = 0.0
         self._started: float | None = None  # when the part of the epoch that is running began
         self._stepping = False
-        self._stopping = False
+        self._asked_to_stop = False
+        self._norms_apart: list[Tensor] = []  # running statistics that each process has of its own part
         self._paused: dict[str, Any] | None = None  # the generators' state in the middle of an epoch
         self._measured = torch.zeros(steps, len(self.measurements), device=self.device)
 
@@ -183,19 +197,21 @@ class Run(Resumable):
             while not self.finished:
                 self._begin()
                 self._started = time.perf_counter()
+                stopping = False
                 while self.step < self.steps_per_epoch:
                     self._stepping = True
                     row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
-                    self._measured[self.step] = torch.stack([value.detach() for value in row])
+                    self._record(torch.stack([value.detach() for value in row]))
                     self.step += 1
                     self._stepping = False
                     if self.on_step is not None:
                         self.on_step(self)
-                    if self._stopping:
+                    stopping = processes.any_process(self._asked_to_stop)
+                    if stopping:
                         break
                 means = self.means()
                 self.check_finite()
-                if self._stopping and self.step < self.steps_per_epoch:
+                if stopping and self.step < self.steps_per_epoch:
                     self._seconds, self._started = self.elapsed(), None
                     self._paused = random_state()
                     return
@@ -205,10 +221,39 @@ class Run(Resumable):
                 self.epoch += 1
                 self.step = 0
                 yield report
-                if self._stopping:
+                if processes.any_process(self._asked_to_stop):
                     return
         finally:
-            self._stopping = False  # here, so that a stop() just before the first step counts
+            self._asked_to_stop = False  # here, so that a stop() just before the first step counts
+
+    def share_norms(self, normalize_by: NormalizeBy) -> None:
+        """Prepares the network's batch norms for several processes; the subclass calls it once, before its optimisers.
+
+        Args:
+            normalize_by: ``batch`` has all processes share the moments; with ``part`` each has those of its own part.
+        """
+        if processes.count() == 1:
+            return
+        if normalize_by == "batch":
+            synchronize_norms(self.network)
+        else:
+            self._norms_apart = [
+                buffer
+                for norm in batch_norms(self.network)
+                for buffer in (norm.running_mean, norm.running_var)
+                if buffer is not None
+            ]
+
+    def parts_header(self) -> dict[str, Any]:
+        """What a checkpoint says of the processes: nothing where their number changes no more than rounding."""
+        return {"parts": processes.count()} if self._norms_apart else {}
+
+    def _record(self, row: Float[Tensor, " measurements"]) -> None:
+        """Keeps what a step measured, averaged over the processes, and averages what they don't have in common."""
+        self._measured[self.step], *averages = processes.mean([row, *self._norms_apart])
+        # A running average is linear in what it averages, so this is the mean of the processes' own at any time.
+        for buffer, average in zip(self._norms_apart, averages, strict=True):
+            buffer.copy_(average)
 
     def elapsed(self) -> float:
         """Seconds that this epoch has taken so far, pauses left out."""
@@ -217,6 +262,9 @@ class Run(Resumable):
     def _begin(self) -> None:
         """Gives the epoch its random stream, or takes up the one it stopped in: what others draw changes nothing."""
         self._refuse_half_steps()
+        if processes.count() > 1:
+            place = repr((self.header(), self.epoch, self.step))
+            processes.require_same("run and the same network", place, self.network.state_dict().values())
         if self.step == 0:
             seed_everything(fold_seed(self.seed, "epoch", self.epoch), threads=None)
             self._measured.zero_()
@@ -231,7 +279,7 @@ class Run(Resumable):
             raise CheckpointError("This run was interrupted inside a step. Load its last checkpoint, or build it anew.")
 
     def stop(self) -> None:
-        self._stopping = True
+        self._asked_to_stop = True
 
     def means(self) -> dict[str, float]:
         if self.step == 0:
