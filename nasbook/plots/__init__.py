@@ -4,15 +4,18 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 :func:`show` and :func:`show_animation` display it together with a description in words.
 """
 
-from nasbook.plots.animation import animate_search, compare_searches, draw_supernet, show_animation
+from nasbook.plots.animation import Film, animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
+from nasbook.plots.connection_film import animate_connections
+from nasbook.plots.connections import draw_connections
 from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
 from nasbook.plots.display import Described, describe, show
 from nasbook.plots.explorer import explore_search
 from nasbook.plots.fields import plot_vector_field
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
+from nasbook.plots.networks import draw_search_network
 from nasbook.plots.palette import (
     OKABE_ITO,
     OperationStyle,
@@ -26,14 +29,18 @@ __all__ = [
     "DagLayout",
     "Described",
     "Epoch",
+    "Film",
     "OperationStyle",
+    "animate_connections",
     "animate_search",
     "cell_in_words",
     "compare_searches",
     "dag_layout",
     "describe",
     "draw_cell",
+    "draw_connections",
     "draw_genotype",
+    "draw_search_network",
     "draw_supernet",
     "explore_search",
     "operation_label",

@@ -128,8 +128,9 @@ def curve(points: Sequence[Point], start: float = 0.0, end: float = 0.0) -> Path
 
 def ports(
     routes: Sequence[Sequence[tuple[Point, ...]]], at: int, height: float = NODE
-) -> list[tuple[float, float]]:
-    """Where on a node each of the bundles that meet there starts or ends, as (how far in, how high).
+) -> list[tuple[float, float, float]]:
+    """Where on a node each of the bundles that meet there starts or ends: how far in, how high, and how far apart its
+    lines are, as a part of :data:`PORT_TRACK`.
 
     ``at`` is 0 for bundles that leave the node and -1 for those that enter it. They fan out in the order in which
     they go on, so that they don't cross at the node. A node that is taller than wide is round above and below.
@@ -138,16 +139,19 @@ def ports(
     middles = [sum(route[beyond][1] for route in bundle) / len(bundle) for bundle in routes]
     order = sorted(range(len(routes)), key=lambda n: (middles[n], n))
     radius, straight = NODE / 2, (height - NODE) / 2
-    found = [(0.0, 0.0)] * len(routes)
-    if straight:
+    found = [(0.0, 0.0, 1.0)] * len(routes)
+    dense = 1.0
+    if straight and routes:
         rooms = [port_room(len(routes[number])) for number in order]
+        dense = min(1.0, height / sum(rooms))
+        rooms = [room * dense for room in rooms]
         tops = itertools.accumulate(rooms)
         heights = [top - (room + sum(rooms)) / 2 for top, room in zip(tops, rooms, strict=True)]
     else:
         step = min(0.1, 1.3 * radius / max(1, len(routes) - 1))
         heights = [(place - (len(routes) - 1) / 2) * step for place in range(len(routes))]
     for number, y in zip(order, heights, strict=True):
-        found[number] = (float(np.sqrt(max(radius**2 - max(abs(y) - straight, 0.0) ** 2, 0.0))), y)
+        found[number] = (float(np.sqrt(max(radius**2 - max(abs(y) - straight, 0.0) ** 2, 0.0))), y, dense)
     return found
 
 
@@ -167,10 +171,10 @@ def edge_paths(
             here = [group for group, pair in zip(members, ends, strict=True) if pair[at] == node]
             meeting = [[tuple(routes[number]) for number in group] for group in here]
             found = ports(meeting, at, layout.node_heights.get(node, NODE))
-            for group, (inside, height) in zip(here, found, strict=True):
+            for group, (inside, height, dense) in zip(here, found, strict=True):
                 for place, number in enumerate(group):
                     x, y = routes[number][at]
-                    beside = ((len(group) - 1) / 2 - place) * PORT_TRACK
+                    beside = ((len(group) - 1) / 2 - place) * PORT_TRACK * dense
                     routes[number][at] = (x, y + height + beside)
                     places[number] = INPUT_WIDTH / 2 if node < inputs else inside
     paths = [curve(route, start, end) for route, start, end in zip(routes, starts, stops, strict=True)]
@@ -212,41 +216,45 @@ def _draw_arrowhead(ax: Axes, path: Path, colour: str, alpha: float, size: float
 
 def _draw_line(
     ax: Axes, path: Path, style: OperationStyle, line_width: float, alpha: float, zorder: float, short: float
-) -> None:
+) -> PathPatch:
     """A path that ends ``short`` inches before its end: a thick line must not outrun the tip of its arrowhead."""
     vertices = np.array(path.vertices, dtype=float)
     vertices[-1, 0] -= short
-    ax.add_patch(
-        PathPatch(Path(vertices, path.codes), facecolor="none", edgecolor=style.colour, linestyle=style.dashes,
-                  linewidth=line_width, alpha=alpha, capstyle="butt", zorder=zorder)
+    line = PathPatch(
+        Path(vertices, path.codes), facecolor="none", edgecolor=style.colour, linestyle=style.dashes,
+        linewidth=line_width, alpha=alpha, capstyle="butt", zorder=zorder,
     )  # fmt: skip
+    ax.add_patch(line)
+    return line
 
 
 def draw_edge(
     ax: Axes, path: Path, style: OperationStyle, *, line_width: float = 1.5, alpha: float = 1.0, zorder: float = 2
-) -> None:
-    """One edge with its arrowhead, in the operation's colour and line style."""
+) -> PathPatch:
+    """One edge with its arrowhead, in the operation's colour and line style; returns its line."""
     size = 0.075 + 0.014 * line_width
-    _draw_line(ax, path, style, line_width, alpha, zorder, size * 0.8)
+    line = _draw_line(ax, path, style, line_width, alpha, zorder, size * 0.8)
     _draw_arrowhead(ax, path, style.colour, alpha, size, zorder)
+    return line
 
 
 def draw_bundle(
-    ax: Axes, paths: Sequence[Path], styles: Sequence[OperationStyle], *, line_width: float = 1.5, zorder: float = 2
-) -> None:
-    """Several operations between the same two nodes: a line each, and one arrowhead for all of them."""
+    ax: Axes, paths: Sequence[Path], styles: Sequence[OperationStyle], line_widths: Sequence[float]
+) -> list[PathPatch]:
+    """Several operations between the same two nodes: a line each, and one arrowhead for all; returns the lines."""
     if len(paths) == 1:
-        draw_edge(ax, paths[0], styles[0], line_width=line_width, zorder=zorder)
-        return
-    size = 0.075 + PORT_TRACK * (len(paths) - 1)
-    for path, style in zip(paths, styles, strict=True):
-        _draw_line(ax, path, style, line_width, 1.0, zorder, 0.09)
-    ends = np.array([path.vertices[-1] for path in paths], dtype=float)
-    x, y = ends.mean(axis=0)
+        return [draw_edge(ax, paths[0], styles[0], line_width=line_widths[0])]
+    lines = [
+        _draw_line(ax, path, style, width, 1.0, 2, 0.09)
+        for path, style, width in zip(paths, styles, line_widths, strict=True)
+    ]
+    size = 0.075 + 0.014 * sum(line_widths)
+    x, y = np.mean([np.asarray(path.vertices, dtype=float)[-1] for path in paths], axis=0)
     ax.add_patch(
         Polygon([(x, y), (x - 0.1, y + size / 2), (x - 0.1, y - size / 2)], closed=True, facecolor=INK,
-                edgecolor="none", zorder=zorder)
+                edgecolor="none", zorder=2)
     )  # fmt: skip
+    return lines
 
 
 def input_names(inputs: int) -> list[str]:
@@ -340,7 +348,7 @@ def draw_cell(
         operations: the names of the whole space, where unusual operations are to look alike in several figures.
     """
     if isinstance(cell, Genotype):
-        return draw_genotype(cell)
+        return draw_genotype(cell, operations=operations)
     width = PAGE_WIDTH - 2 * _MARGIN
     layout, lettering = _fit(cell, width, operation_labels)
     ax, scale = cell_axes((width, layout.height), ax, title)
@@ -360,7 +368,11 @@ def draw_cell(
     if operation_labels:  # the label says what a line style would, and short dashes only disturb
         styles = [dataclasses.replace(style, dashes="-") for style in styles]
     for members in bundles(pairs).values():
-        draw_bundle(ax, [paths[n] for n in members], [styles[n] for n in members], line_width=1.5 * scale)
+        widths = [1.5 * scale] * len(members)
+        for number, line in zip(
+            members, draw_bundle(ax, [paths[n] for n in members], [styles[n] for n in members], widths), strict=True
+        ):
+            line.set_gid(f"edge-{number}")
     for number, edge in enumerate(cell.edges if operation_labels else ()):
         text = wrap_label(operation_label(edge.operation), lettering.lines)
         label = draw_pill(
@@ -371,9 +383,14 @@ def draw_cell(
 
 
 @styled
-def draw_genotype(genotype: Genotype) -> Figure:
-    """Draws every cell of a genotype, one below the other, each under the name of its kind."""
-    operations = sorted(set(genotype.operations()))
+def draw_genotype(genotype: Genotype, *, operations: Sequence[str] = ()) -> Figure:
+    """Draws every cell of a genotype, one below the other, each under the name of its kind.
+
+    Args:
+        genotype: what to draw.
+        operations: the names of the whole space, where unusual operations are to look alike in several figures.
+    """
+    operations = [*operations, *sorted(set(genotype.operations()))]
     width = PAGE_WIDTH - 2 * _MARGIN
     heights = [_fit(cell, width, True)[0].height + 2 * _MARGIN for _, cell in genotype.cells]
     title, between = 0.28, 0.12

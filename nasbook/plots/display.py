@@ -79,8 +79,10 @@ def describe(figure: Figure | Described, alt: str, *, dpi: float = 160) -> Descr
     """
     alt = check_alt(alt)
     if isinstance(figure, Described):
-        old = f'alt="{html.escape(figure.alt)}"'
-        return Described(figure.data.replace(old, f'alt="{html.escape(alt)}"'), alt)
+        data = figure.data
+        for name in ("alt", "aria-label"):  # of an image, and of a picture that is none
+            data = data.replace(f'{name}="{html.escape(figure.alt)}"', f'{name}="{html.escape(alt)}"')
+        return Described(data, alt)
     width = round(figure.get_figwidth() * _PIXELS_PER_INCH)
     picture = encode_png(figure, dpi)
     close(figure)

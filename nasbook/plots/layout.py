@@ -268,7 +268,7 @@ def port_room(lines: int) -> float:
 
 def _node_heights(together: dict[tuple[int, int], list[int]], output: Sequence[int]) -> dict[int, float]:
     """Heights of the nodes at which bundles need more than a round node has."""
-    heights = {}
+    heights: dict[int, float] = {}
     for node in {node for pair in together for node in pair}:
         for end in (0, 1):
             sizes = [len(members) for pair, members in together.items() if pair[end] == node]
@@ -340,14 +340,14 @@ def dag_layout(
     at_label, on_track = [0.0] * len(edges), [0.0] * len(edges)
     chains = {}
     for (source, target), members in together.items():
-        heights = [sizes[number][1] for number in members]
-        for place, (number, height) in enumerate(zip(members, _stacked(heights), strict=True)):
+        high_labels = [sizes[number][1] for number in members]
+        for place, (number, height) in enumerate(zip(members, _stacked(high_labels), strict=True)):
             at_label[number] = height
             on_track[number] = ((len(members) - 1) / 2 - place) * _TRACK
         chain = [node_item[source]]
         for column in range(2 * layer[source] + 1, 2 * layer[target]):
             if column == label_column[source, target]:
-                wide, high = max(sizes[number][0] for number in members), sum(heights) + _STACK * (len(members) - 1)
+                wide, high = max(sizes[number][0] for number in members), sum(high_labels) + _STACK * (len(members) - 1)
                 opening = at_label[members[0]]
             else:
                 wide, high, opening = 0.0, _LANE + _TRACK * (len(members) - 1), on_track[members[0]]
@@ -411,8 +411,8 @@ def dag_layout(
     routes, label_places = [], []
     for number, pair in enumerate(edges):
         chain, here = chains[pair], label_column[pair]
-        lanes = range(2 * layer[pair[0]] + 1, 2 * layer[pair[1]])
-        routes.append(route(chain, [(at_label if column == here else on_track)[number] for column in lanes]))
+        crossed = range(2 * layer[pair[0]] + 1, 2 * layer[pair[1]])
+        routes.append(route(chain, [(at_label if column == here else on_track)[number] for column in crossed]))
         label_x, label_y = point(chain[here - 2 * layer[pair[0]]])
         label_places.append((label_x, label_y + at_label[number]))
 
