@@ -1,0 +1,208 @@
+"""What several processes do with searches and trainings; see ``tests/worlds.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasbook import processes
+from nasbook.data import loaders
+from nasbook.genotypes import Space
+from nasbook.methods import darts, entrannas, milenas, stretchable
+from nasbook.networks import DerivedNetwork
+from nasbook.training import Fit, FitConfig, drive, evaluate
+
+specification = importlib.util.spec_from_file_location("tiny_runs", Path(__file__).with_name("tiny_runs.py"))
+assert specification and specification.loader
+tiny = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(tiny)
+
+DATA = tiny.tiny_data()
+FORMS = ("first-order", "second-order", "finite-difference")
+KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "fit")
+SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2)
+
+
+def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
+    """A run of two epochs of three steps in double precision."""
+    kind, _, form = kind.partition(", ")
+    if kind == "fit":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = DerivedNetwork(tiny.random_cell(), 2, 3, DATA.classes, in_channels=1).double()
+        settings = {"epochs": 2, "batch_size": 32, "drop_path": 0.6, "cutout": 3, "label_smoothing": 0.1, **changes}
+        run: Any = Fit(network, DATA, FitConfig(**settings), seed=seed)
+    else:
+        settings = {"epochs": 2, "batch_size": 16, "channels": 2, "cells": 3, "architecture_learning_rate": 0.1}
+        more: dict[str, Any]
+        method, more = {
+            "milenas": (milenas, {"order": form}),
+            "stretchable": (stretchable, {"train_share": 1 / 3, "topology_share": 1 / 3}),
+            "entrannas": (entrannas, {"bottleneck": 1, "recompute_cells": 1}),
+        }.get(kind, (darts, {"order": kind}))
+
+        class Search(method.Search):  # type: ignore[name-defined]
+            def build_network(self) -> nn.Module:
+                return super().build_network().double()
+
+        settings = {**settings, **more, **changes}
+        run = Search(method.Config(**settings), DATA, SPACE, seed)
+    return run
+
+
+def in_double() -> None:
+    """Batches in double precision, so that only rounding in the 16th digit may differ."""
+    single = loaders._normalized
+    loaders._normalized = lambda *arguments: single(*arguments).double()
+
+
+def run_to_end(kind: str, **changes: Any) -> dict[str, Any]:
+    in_double()
+    torch.manual_seed(processes.rank())  # the process' own random state must not matter
+    run = make_run(kind, **changes)
+    reports = list(run.epochs())
+    assert len(reports) == 2
+    return tiny.ending(run)
+
+
+# --- stopped, killed, resumed -----------------------------------------------------------------------------------------
+
+
+def driven(kind: str, checkpoint: str, sabotage: Callable[[Any, int], None] | None = None, **changes: Any) -> Any:
+    """Drives a run with checkpoints; ``sabotage`` gets the run and the step's number before each step."""
+    in_double()
+    run = make_run(kind, **changes)
+    if sabotage is not None:
+        step = run.run_step
+
+        def run_step(index: int) -> Any:
+            sabotage(run, index)
+            return step(index)
+
+        run.run_step = run_step
+    try:
+        drive(run, checkpoint=checkpoint, resume=True, progress=False)
+    except KeyboardInterrupt:
+        return "interrupted", run.epoch, run.step
+    return tiny.ending(run)
+
+
+def interrupt_second(_: Any, index: int) -> None:
+    """Ctrl-C that only one of the processes gets."""
+    if index == 4 and processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill_second(_: Any, index: int) -> None:
+    if index == 4 and processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spoil_second(run: Any, index: int) -> None:
+    """NaN in one part of one batch."""
+    if index == 4 and processes.rank() == 1:
+        batch = run.loader.batch
+        run.loader.batch = lambda number: (batch(number)[0] * float("nan"), batch(number)[1])
+
+
+def driven_in_single(kind: str, checkpoint: str, **changes: Any) -> Any:
+    run = tiny.make_run(kind, DATA, epochs=2, **changes)
+    try:
+        drive(run, checkpoint=checkpoint, resume=True, progress=False)
+    except KeyboardInterrupt:
+        return "interrupted", run.epoch, run.step
+    return tiny.ending(run)
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def evaluated(images: int) -> tuple[float, float]:
+    torch.manual_seed(0)
+    network = DerivedNetwork(tiny.random_cell(), 2, 3, DATA.classes, in_channels=1)
+    return evaluate(network, DATA.train_images[:images], DATA.train_labels[:images], DATA, batch_size=7)
+
+
+def with_own_seeds(kind: str) -> None:
+    list(make_run(kind, seed=processes.rank()).epochs())
+
+
+def with_own_weights() -> None:
+    torch.manual_seed(processes.rank())
+    network = DerivedNetwork(tiny.random_cell(), 2, 3, DATA.classes, in_channels=1)
+    list(Fit(network, DATA, FitConfig(epochs=1)).epochs())
+
+
+def messages() -> dict[str, Any]:
+    """The functions of nasbook.processes, one by one."""
+    rank = processes.rank()
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor(rank + 1.0).double(), torch.tensor([10.0 * rank])]
+    last = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) + rank
+    folder = Path("order")
+    with processes.first_ahead():
+        folder.mkdir(exist_ok=processes.rank() > 0)
+        ahead = sorted(path.name for path in folder.iterdir())
+        (folder / str(rank)).touch()
+    wrote: list[int] = []
+    processes.in_first(lambda: wrote.append(rank))
+    return {
+        "who": (rank, processes.count(), processes.is_first(), str(processes.device_of_run())),
+        "mean": processes.mean(tensors),
+        "total": processes.total(tensors),
+        "last": processes.mean([last])[0],
+        "inputs": tensors,
+        "part": processes.own_part(torch.arange(6)),
+        "any": [processes.any_process(flag) for flag in (False, rank == 1, True)],
+        "ahead": ahead,
+        "wrote": wrote,
+    }
+
+
+def fail_to_write() -> None:
+    processes.in_first(lambda: Path("not there/file").touch())
+
+
+def join_again() -> None:
+    with processes.joined(torch.device("cpu")):
+        pass
+
+
+CASES: dict[str, tuple[int, Callable[[], Any]]] = {
+    **{f"{kind}, {n}": (n, partial(run_to_end, kind)) for kind in KINDS for n in (1, 2)},
+    "second-order, 4": (4, partial(run_to_end, "second-order")),
+    "fit, 4": (4, partial(run_to_end, "fit")),
+    **{f"{kind}, by parts": (2, partial(run_to_end, kind, normalize_by="part")) for kind in ("second-order", "fit")},
+    "random-search": (2, partial(driven_in_single, "random-search", "random.pt")),
+    **{
+        f"{kind}, {name}": (n, partial(driven, kind, f"{kind} {checkpoint}", sabotage))
+        for kind in ("first-order", "fit")
+        for name, n, checkpoint, sabotage in (
+            ("undisturbed", 2, "undisturbed.pt", None),
+            ("interrupted", 2, "interrupted.pt", interrupt_second),
+            ("after the interrupt", 2, "interrupted.pt", None),
+            ("killed", 2, "killed.pt", kill_second),
+            ("after the kill, alone", 1, "killed.pt", None),
+        )
+    },
+    "parts, interrupted": (2, partial(driven, "fit", "parts.pt", interrupt_second, normalize_by="part")),
+    "parts, alone": (1, partial(driven, "fit", "parts.pt", normalize_by="part")),
+    "parts, resumed": (2, partial(driven, "fit", "parts.pt", normalize_by="part")),
+    "diverged": (2, partial(driven, "fit", "diverged.pt", spoil_second, normalize_by="part")),
+    **{f"evaluated, {images}, {n}": (n, partial(evaluated, images)) for images in (41, 1) for n in (1, 2, 3)},
+    "other seeds": (2, partial(with_own_seeds, "first-order")),
+    "other weights": (2, with_own_weights),
+    "odd batch": (2, partial(make_run, "fit", batch_size=33)),
+    "compiled": (2, partial(make_run, "fit", compile=True)),
+    "messages": (2, messages),
+    "fail to write": (2, fail_to_write),
+    "join again": (2, join_again),
+    "rows": (2, partial(processes.own_part, torch.arange(5))),
+}
