@@ -1,6 +1,13 @@
 """Experiments: every table and figure as a function of scale and seed; records; claims (all chapters)."""
 
-from nasbook.experiments import differentiable_search, stretchable_cells, topology_checks
+from nasbook.experiments import (
+    differentiable_search,
+    entrannas,
+    entrannas_checks,
+    entrannas_costs,
+    stretchable_cells,
+    topology_checks,
+)
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
 from nasbook.experiments.differentiable_search import (
     autograd_hypergradient,
@@ -11,9 +18,12 @@ from nasbook.experiments.differentiable_search import (
 from nasbook.experiments.image_cells import (
     SEARCH_CONFIGS,
     derived_network,
+    entrannas_config,
+    entrannas_dst_config,
     fit_config,
     milenas_config,
     pairs_config,
+    pc_darts_config,
     search_config,
     search_space,
     stretchable_config,
@@ -37,10 +47,13 @@ from nasbook.experiments.registry import (
     reproduce,
 )
 from nasbook.experiments.scale import (
+    ENTRANNAS_SCALES,
     SCALES,
     STRETCHABLE_SCALES,
+    EnTranNASScale,
     Scale,
     StretchableScale,
+    entrannas_scale,
     get_scale,
     stretchable_scale,
 )
@@ -52,10 +65,12 @@ from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
     "CLAIMS",
+    "ENTRANNAS_SCALES",
     "SCALES",
     "SEARCH_CONFIGS",
     "STRETCHABLE_SCALES",
     "Claim",
+    "EnTranNASScale",
     "Experiment",
     "Measurement",
     "Provenance",
@@ -69,6 +84,12 @@ __all__ = [
     "autograd_hypergradient",
     "derived_network",
     "differentiable_search",
+    "entrannas",
+    "entrannas_checks",
+    "entrannas_config",
+    "entrannas_costs",
+    "entrannas_dst_config",
+    "entrannas_scale",
     "find_record",
     "fit_config",
     "get_claim",
@@ -80,6 +101,7 @@ __all__ = [
     "load_records",
     "milenas_config",
     "pairs_config",
+    "pc_darts_config",
     "read_record",
     "records_folder",
     "relative_error",

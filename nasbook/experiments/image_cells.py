@@ -76,8 +76,7 @@ def _annealed_settings(scale: Scale) -> dict[str, Any]:
         **_search_settings(scale),
         "channels": scale.bottleneck_channels,
         "order": "first-order",
-        # DARTS' rate and the paper's are the same 0.025 for 64 images.
-        "learning_rate": paper.learning_rate * scale.search_batch / paper.batch_size,
+        "learning_rate": scale.weights_learning_rate,
         "architecture_learning_rate": scale.annealed_learning_rate,
         "temperature_decay": paper.temperature_decay ** (paper.epochs / scale.search_epochs),
     }

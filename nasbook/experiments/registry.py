@@ -73,12 +73,14 @@ class Experiment:
     """For each claim that the experiment checks, the verdict as a function of the record."""
     seeded: bool = True
     """False for exact computations, which one seed settles."""
+    least: int = 1
+    """How many seeds the experiment needs at any scale, if more than the scale asks for."""
     scaled: Callable[[Scale], Scale] = lambda scale: scale
     """Adds a chapter's own numbers to a scale."""
 
     def seeds(self, scale: Scale) -> int:
         """How many seeds a record needs before it is judged."""
-        return scale.seeds if self.seeded else 1
+        return max(scale.seeds, self.least) if self.seeded else 1
 
 
 _EXPERIMENTS: dict[str, Experiment] = {}
