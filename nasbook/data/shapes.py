@@ -1,6 +1,6 @@
 """Shapes: an embedded set for segmentation, drawn by code, that needs no network and a tenth of a second.
 
-One to three circles, squares, triangles and crosses on a background, turned at random and partly over each other.
+One or two circles, squares, triangles and crosses on a background, turned at random, partly over each other or cut off.
 Nothing but the outline tells what a shape is: colours, textures and areas of all classes have the same distribution,
 and so have the textures of shapes and background. Labels are exact.
 """
@@ -24,8 +24,8 @@ SHAPE_CLASSES = ("background", "circle", "square", "triangle", "cross")
 CELLS = 8
 """Cells of a texture in each direction."""
 
-MOST_SHAPES = 3
-"""Shapes in one image; later ones lie over earlier ones."""
+MOST_SHAPES = 2
+"""Shapes in one image, at most; later ones lie over earlier ones."""
 
 
 def load_shapes(train: int = 400, test: int = 200, size: int = 32, seed: int = 0) -> SegmentationData:
@@ -83,7 +83,7 @@ def _draw(count: int, size: int, seed: int, part: str) -> TensorSamples:
         inside = _outlines(
             kind,
             whole(0, 64 * size, 2, of=f"{name} centre") / 64,
-            size * (whole(0, 1025, of=f"{name} radius") / 1024 + 1) / 7,  # 1/7 to 2/7 of the image
+            size * (3 + 2 * whole(0, 1025, of=f"{name} radius") / 1024) / 16,  # 3/16 to 5/16 of the image
             whole(-1024, 1025, of=f"{name} turn") / 1024,
             size,
         )
