@@ -48,6 +48,7 @@ def run_all(cases: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 MILENAS = ["search", "milenas", *CELL, "--epochs", "2", "--quiet"]
+PC_DARTS = ["search", "pc-darts", *CELL, "--partition", "2", "--epochs", "2", "--quiet"]
 STRETCHABLE = ["search", "stretchable", *CELL, "--epochs", "2", "--quiet"]
 FOLDER = ["--data", "images", "--share", "0.5", "--test-share", "1", "--image-size", "32", "--stem", "imagenet"]
 THIRDS = ["--train-share", "0.34", "--topology-share", "0.33", "--batch-size", "4"]
@@ -65,6 +66,8 @@ GOOD: dict[str, Any] = {
     "stretchable resumed at its end": [*STRETCHABLE, "--out", "stretchable", "--resume"],
     "pairs": [*STRETCHABLE, "--topology", "output-edges", "--no-empty-choice", "--penalty-weight", "1",
               "--topology-learning-rate", "0.1", "--topology-weight-decay", "0", "--out", "pairs"],
+    "pc-darts": [*PC_DARTS, "--frozen-share", "0.5", "--out", "pc-darts"],
+    "pc-darts resumed at its end": [*PC_DARTS, "--frozen-share", "0.5", "--out", "pc-darts", "--resume"],
     "draw stretchable": ["draw", "stretchable/genotype.json", "--out", "stretchable.svg"],
     "search on a folder": [*STRETCHABLE, *FOLDER, *THIRDS, "--out", "folder search"],
     "train on a folder": ["train", "folder search/genotype.json", *FOLDER, "--cells", "3", *WITH_ONE_EPOCH,
@@ -85,6 +88,7 @@ GOOD: dict[str, Any] = {
     "help of search darts": ["search", "darts", "--help"],
     "help of search milenas": ["search", "milenas", "--help"],
     "help of search stretchable": ["search", "stretchable", "--help"],
+    "help of search pc-darts": ["search", "pc-darts", "--help"],
     "help of search random-search": ["search", "random-search", "--help"],
     "help of train": ["train", "--help"],
     "help of draw": ["draw", "--help"],
@@ -153,6 +157,13 @@ def test_stretchable(good, folder):
     assert (pairs["topology"], pairs["empty_choice"], pairs["penalty_weight"]) == ("output-edges", False, 1.0)
     assert (pairs["topology_learning_rate"], pairs["topology_weight_decay"]) == (0.1, 0.0)
     assert "<svg" in (folder / "stretchable.svg").read_text()
+
+
+def test_pc_darts(good, folder):
+    result = json.loads((folder / "pc-darts" / "result.json").read_text())
+    assert result["method"] == "pc-darts"
+    assert (result["config"]["partition"], result["config"]["frozen_share"]) == (2, 0.5)
+    assert good["pc-darts resumed at its end"]["changed"] == []
 
 
 def test_a_folder_of_images(good, folder):
@@ -237,10 +248,11 @@ TRAINING = ("--channels", "--parameters", "--cells", "--auxiliary", "--stem", "-
     ("name", "mentioned"),
     [
         ("help", ("search METHOD", "train GENOTYPE", "draw GENOTYPE", "reproduce EXPERIMENT", "records", "list")),
-        ("help of search", ("METHOD", "darts, milenas, stretchable, random-search")),
+        ("help of search", ("METHOD", "darts, milenas, stretchable, pc-darts, entrannas, entrannas-dst, ")),
         ("help of search darts", (*RUN, "--epochs", "--operations", "--nodes", "--order", "--channels")),
         ("help of search milenas", (*RUN, *OF_A_FOLDER, "--train-weight", "--validation-weight")),
         ("help of search stretchable", (*RUN, *OF_A_FOLDER, "--train-weight", *TOPOLOGY)),
+        ("help of search pc-darts", (*RUN, *OF_A_FOLDER, "--partition", "--frozen-share")),
         ("help of search random-search", (*RUN, "--samples", "--operations")),
         ("help of train", ("GENOTYPE", *RUN, *OF_A_FOLDER, *TRAINING)),
         ("help of draw", ("GENOTYPE", "--out")),
@@ -292,7 +304,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no method": (["search"], "nasbook search needs a METHOD first. One of: darts, milenas, stretchable, "),
     "no experiment": (["reproduce", "--seed", "1"], "nasbook reproduce needs an EXPERIMENT first. One of: darts-"),
     "no genotype": (["train"], "nasbook train needs a GENOTYPE first. A JSON file, or a name from `nasbook list`."),
-    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts'? Valid: darts, milenas, "),
+    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts' or 'pc-darts'? Valid: darts, "),
     "operation": ([*SEARCH, "--operations", "sep_conv_3x4"], "Unknown operation 'sep_conv_3x4'. Did you mean 'sep_c"),
     "data set": ([*SEARCH, "--data", "digit"], "Unknown data set 'digit'. Did you mean 'digits'?"),
     "config key": ([*SEARCH, "--epoch", "3"], "Did you mean --epochs INT? See nasbook search darts --help."),
@@ -327,6 +339,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "no parameters": (["train", "DARTS_V1", "--parameters", "0", "--out", "x"], "parameters must be above 0, got 0."),
     "weights of losses": ([*MILENAS, "--train-weight", "0", "--validation-weight", "0"], "the sum of both weights"),
     "negative penalty": ([*STRETCHABLE, "--penalty-weight", "-1"], "penalty_weight must be at least 0, got -1.0."),
+    "partition": ([*PC_DARTS, "--partition", "4"], "partition must divide the channels, got partition=4 and channe"),
+    "all epochs frozen": ([*PC_DARTS, "--frozen-share", "1"], "frozen_share must be at least 0 and below 1, got 1.0."),
     "share of the topology": ([*STRETCHABLE, "--topology-share", "0.5"], "topology_share must be at least 0 and leave"),
     "topology": ([*STRETCHABLE, "--topology", "edges"], "Expected one of ('any-output-edges', 'output-edges', 'input-"),
     "label smoothing": (["train", "DARTS_V1", "--label-smoothing", "1", "--out", "x"],

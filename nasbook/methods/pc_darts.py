@@ -93,18 +93,9 @@ class Search(darts.Search):
         return EdgeNormalizedRelaxation(space)
 
     def build_network(self) -> PartialNetwork:
-        return PartialNetwork(
-            self.space,
-            self.config.channels,
-            self.config.cells,
-            self.data.classes,
-            partition=self.config.partition,
-            in_channels=self.data.channels,
-            stem=self.config.stem,
-            relaxation=self.build_relaxation,
-            engine=self.config.engine,
-            recompute_cells=self.config.recompute_cells,
-        )
+        config = self.config
+        options = {"partition": config.partition, **self.network_options()}
+        return PartialNetwork(self.space, config.channels, config.cells, self.data.classes, **options)
 
     def run_step(self, index: int) -> Sequence[Tensor]:
         if self.epoch >= self.config.frozen_epochs:
