@@ -28,10 +28,11 @@ from nasbook.experiments.verdicts import LEVEL, Verdict, mean_and_error, one_sid
 from nasbook.genotypes import Genotype, Space
 from nasbook.methods import GradientSearch, darts, entrannas, entrannas_dst, pc_darts
 from nasbook.methods.entrannas import EXTENDED_SPACE, STANDARD_SPACE
+from nasbook.supernets import EngineCells
 
 CHAPTER = "03-engine-and-transit-cells"
 
-PLACEMENTS = ("all", "half", "last", "first")
+PLACEMENTS: tuple[EngineCells, ...] = ("all", "half", "last", "first")
 """Which cells are Engine-cells, in the order of Table 1."""
 
 
@@ -64,8 +65,8 @@ def _macs(workplace: Workplace, genotype: Genotype) -> int:
 def placements(workplace: Workplace) -> dict[str, Any]:
     """Supernet and child-net accuracy for every placement of the Engine-cells, twice.
 
-    ``alone``: DARTS' cells and softmax, with nothing changed but the placement, so that "all" is DARTS. ``whole``: the
-    rest of EnTranNAS too (temperature, shared features, bottleneck). The paper does not say which of them its rows have.
+    ``alone``: DARTS' cells and softmax, with nothing changed but the placement, so that "all" is DARTS. ``whole``:
+    the rest of EnTranNAS too (temperature, shared features, bottleneck). The paper does not say which its rows have.
 
     The child-net's operations count once each; ``weighted`` gives those of Engine-cells their coefficients.
     """
@@ -185,7 +186,7 @@ def _judge_ranking(record: Record) -> Verdict:
     darts_tau, first, sparse = (found[name][0] for name in ("DARTS", "EnTranNAS", "EnTranNAS-DST"))
     # Two τ of as many seeds: apart when the quartiles of their bootstrap draws are.
     apart = found["EnTranNAS-DST"][1] > found["DARTS"][2]
-    texts = "; ".join(f"{name} {tau:.2f} (quartiles {low:.2f} to {high:.2f})" for name, (tau, low, high) in found.items())
+    texts = "; ".join(f"{name} {tau:.2f} (quartiles {low:.2f} to {up:.2f})" for name, (tau, low, up) in found.items())
     return trend(darts_tau < first < sparse, apart, f"Kendall's τ: {texts}; {len(record.measurements)} searches each")
 
 

@@ -31,7 +31,7 @@ def derived_copy(cell: SearchCell, genotype: CellGenotype, placement: CellPlacem
     Its pools get the search cell's batch norms, which a derived network's have not; the scales and shifts of its other
     batch norms are 1 and 0.
     """
-    derived = DerivedCell(genotype, placement).to(next(cell.parameters()).dtype)
+    derived = DerivedCell(genotype, placement).to(next(iter(cell.parameters())).dtype)
     derived.preprocessing.load_state_dict(cell.preprocessing.state_dict(), strict=False)
     for place, edge in enumerate(genotype.edges):
         candidate = cell.candidate(edge)
@@ -46,7 +46,7 @@ def transit_error(shared: bool, reduces: bool, seed: int) -> float:
     """Largest difference between a Transit-cell and the derived cell with its weights, in evaluation mode, float64."""
     torch.manual_seed(seed)
     placement = CellPlacement("reduction" if reduces else "normal", 4, (6, 8), reduces, halve_older=False)
-    cell = (SharedCell if shared else SearchCell)(STANDARD_SPACE, placement).double()
+    cell: SearchCell = (SharedCell if shared else SearchCell)(STANDARD_SPACE, placement).double()
     older, newer = torch.randn(2, 6, 8, 8).double(), torch.randn(2, 8, 8, 8).double()
     weights = torch.randn(14, 7)
     cell(older, newer, weights.softmax(-1).double())  # once in training mode, for statistics of its own
@@ -60,8 +60,7 @@ def transit_error(shared: bool, reduces: bool, seed: int) -> float:
 def candidate_calls(cell: SearchCell) -> Iterator[Counter[nn.Module]]:
     """Counts how often each candidate of a cell runs within the block."""
     calls: Counter[nn.Module] = Counter()
-    owners = cell.sources.values() if isinstance(cell, SharedCell) else cell.edges
-    candidates = [candidate for owner in owners for candidate in owner.candidates.values()]
+    candidates = [candidate for owner in cell.owners() for candidate in owner.values()]
     hooks = [
         candidate.register_forward_pre_hook(lambda module, _: calls.update([module])) for candidate in candidates
     ]
@@ -81,19 +80,20 @@ def sharing_counts() -> dict[str, Any]:
         for form, kind in (("DARTS", SearchCell), ("shared", SharedCell)):
             placement = CellPlacement("normal", 4, (4, 4), False, False)
             cell = kind(space, placement)
-            owners = cell.sources.values() if isinstance(cell, SharedCell) else cell.edges
-            row[f"{form} modules"] = sum(len(list(o.candidates[n].parameters())) > 0 for o in owners for n in parametric)
+            operations = [own[name] for own in cell.owners() for name in parametric]
+            row[f"{form} modules"] = sum(count_parameters(operation) > 0 for operation in operations)
             with candidate_calls(cell) as calls, torch.no_grad():
                 x = torch.randn(2, 4, 8, 8)
                 cell(x, x, torch.rand(len(space.edges), len(space.operations)))
             row[f"{form} runs"] = calls.total()
             row[f"{form} most runs"] = max(calls.values())
-        options = {"DARTS": {}, "sharing": {"feature_sharing": True}}
-        options["sharing and bottleneck"] = {"feature_sharing": True, "bottleneck": 4}
         with torch.device("meta"):
-            row["supernet weights"] = {
-                form: count_parameters(SearchNetwork(space, **given).weights()) for form, given in options.items()
+            networks = {
+                "DARTS": SearchNetwork(space),
+                "sharing": SearchNetwork(space, feature_sharing=True),
+                "sharing and bottleneck": SearchNetwork(space, feature_sharing=True, bottleneck=4),
             }
+        row["supernet weights"] = {form: count_parameters(network.weights()) for form, network in networks.items()}
         counts[name] = row
     return counts
 
@@ -200,8 +200,8 @@ def _judge_sparse(record: Record) -> Verdict:
     right = found["fewest"] >= 1 and found["sum_error"] < 1e-12 and found["finite"] and gap["weighted"] < 1e-12
     numbers = (
         f"{found['draws']} draws of α, β, τ: at least {found['fewest']} connection a node, sums off by at most "
-        f"{found['sum_error']:.0e}; Engine-cell and derived cell differ by {gap['weighted']:.0e} with the coefficients, "
-        f"by {gap['dropped']:.0%} of the output where Eq. 6 drops them"
+        f"{found['sum_error']:.0e}; Engine-cell and derived cell differ by {gap['weighted']:.0e} with the coefficients "
+        f"and by {gap['dropped']:.0%} of the output where Eq. 6 drops them"
     )
     # The paper says equal, and its second case drops the coefficients: equal in structure, not in output.
     return Verdict("partly" if right else "does not hold at this scale", numbers)

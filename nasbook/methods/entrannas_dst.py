@@ -1,13 +1,13 @@
 """EnTranNAS-DST: differentiable search for topology (Yang et al., CVPR 2021, §2.4).
 
-Chapter 3. EnTranNAS (:mod:`nasbook.methods.entrannas`) with another relaxation: coefficients that reach zero
-(:class:`~nasbook.supernets.SparseRelaxation`, Eq. 7-10), so that the derived cell is what is left of the Engine-cell, and
-a penalty on the thresholds (Eq. 11). A node keeps any number of connections, and an edge any number of operations.
+Chapter 3. EnTranNAS (:mod:`nasbook.methods.entrannas`) with another relaxation, whose coefficients reach zero
+(:class:`~nasbook.supernets.SparseRelaxation`, Eq. 7-10), so that the derived cell is what is left of the Engine-cell;
+and with a penalty on the thresholds (Eq. 11). A node keeps any number of connections, an edge any number of operations.
 
-What the paper leaves open, and what we do: β starts at 0, so that t = 1/2 and every connection is kept at the start;
-the penalties of the two kinds of cell are added; the mean of Eq. 11 is over the intermediate nodes, since the second
-input node, which "j = 2, …, n" counts, has no connections; an Engine-cell does not compute connections that are zero, as
-a Transit-cell does not, so that their weights wait untouched too.
+What the paper leaves open, and what we do: β starts at 0, so that t = 1/2 and every connection is kept at the start.
+The penalties of the two kinds of cell are added. The mean of Eq. 11 is over the intermediate nodes, since the second
+input node, which "j = 2, …, n" counts, has no connections. An Engine-cell does not compute connections that are zero,
+as a Transit-cell does not, so that their weights wait untouched too.
 """
 
 from __future__ import annotations

@@ -98,6 +98,10 @@ class SearchCell(nn.Module):
         """What holds the candidates of one edge. Methods with mixed operations of their own override it."""
         return MixedOperation(self.space.operations, channels, stride)
 
+    def owners(self) -> list[nn.ModuleDict]:
+        """All candidates, one set of them for each edge of the space."""
+        return [candidates_of(mixed) for mixed in self.edges]
+
     def candidate(self, edge: Edge) -> nn.Module:
         """The module that computes an operation of a derived cell."""
         return candidates_of(self.edges[self.space.edges.index((edge.source, edge.target))])[edge.operation]
@@ -201,6 +205,10 @@ class SharedCell(SearchCell):
                 if space.targets(source)
             }
         )
+
+    def owners(self) -> list[nn.ModuleDict]:
+        """All candidates, one set of them for each node that has later ones."""
+        return [candidates_of(mixed) for mixed in self.sources.values()]
 
     def candidate(self, edge: Edge) -> nn.Module:
         return candidates_of(self.sources[str(edge.source)])[edge.operation]

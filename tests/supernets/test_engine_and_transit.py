@@ -128,7 +128,7 @@ def test_shared_features_are_one_set_of_weights_on_all_edges_of_a_source(reduces
     first = torch.autograd.grad((outputs[0] * draws).sum(), shared.sources["0"].candidates["sep_conv_3x3"][1].weight)
     each = torch.autograd.grad(
         (outputs[1] * draws).sum(),
-        [mixed.candidates["sep_conv_3x3"][1].weight for (s, _), mixed in zip(SPACE.edges, own.edges) if s == 0],
+        [own.edges[row].candidates["sep_conv_3x3"][1].weight for row, (s, _) in enumerate(SPACE.edges) if s == 0],
     )
     torch.testing.assert_close(first[0], sum(each), rtol=1e-9, atol=1e-9)
 
