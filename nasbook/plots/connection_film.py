@@ -139,7 +139,8 @@ def _cell(found: ConnectionLayout, space: Space, coefficients: np.ndarray, title
     def hidden(is_hidden: bool) -> dict[str, str]:
         return {"style": "display: none"} if is_hidden else {}
 
-    entered = {target for (_, target), value in zip(edges, coefficients, strict=True) if value > 0}
+    kept = (coefficients > 0).tolist()
+    entered = {target for (_, target), there in zip(edges, kept, strict=True) if there}
     parts = [
         _tag("use", href=f"#{key}-output-{node}", stroke="#b4b4b4", stroke_width=1.2, class_="output",
              **hidden(node not in entered))
@@ -149,26 +150,24 @@ def _cell(found: ConnectionLayout, space: Space, coefficients: np.ndarray, title
     for members in groups:
         parts.append(
             _tag("use", href=f"#{key}-{members[len(members) // 2]}", stroke=TRACE, class_="trace",
-                 **hidden(bool((coefficients[members] > 0).any())))
+                 **hidden(any(kept[number] for number in members)))
         )  # fmt: skip
-    for number, value in enumerate(coefficients):
-        wide = float(line_widths(value)) * _PIXELS / 72
+    for number, width in enumerate(line_widths(coefficients) * _PIXELS / 72):
         parts.append(
             _tag("use", href=f"#{key}-{number}", stroke=styles[number % len(styles)].colour, class_="line",
-                 style=f"stroke-width: {_number(wide)}; transition: stroke-width 0.25s")
+                 style=f"stroke-width: {_number(width)}; transition: stroke-width 0.25s")
         )  # fmt: skip
     for members in groups:
         ends = [np.asarray(found.paths[number].vertices, dtype=float)[-1] for number in members]
         x, y = place(tuple(np.mean(ends, axis=0)))
         parts.append(
             _tag("path", d=f"M{_number(x)} {_number(y)}l-10-5v10Z", fill=INK, class_="head",
-                 **hidden(not (coefficients[members] > 0).any()))
+                 **hidden(not any(kept[number] for number in members)))
         )  # fmt: skip
-    for number, value in enumerate(coefficients):
+    for number, there in enumerate(kept):
         x, y = place(layout.labels[number])
-        parts.append(
-            _tag("use", href=f"#{key}-mark-{number % len(styles)}", x=x, y=y, class_="mark", **hidden(value <= 0))
-        )
+        mark = f"#{key}-mark-{number % len(styles)}"
+        parts.append(_tag("use", href=mark, x=x, y=y, class_="mark", **hidden(not there)))
     for node, point in layout.nodes.items():
         x, y = place(point)
         wide, high = INPUT_WIDTH if node < space.inputs else NODE, layout.node_heights.get(node, NODE)
@@ -268,12 +267,16 @@ def _eventful(counts: Float[np.ndarray, " epochs"], most: int) -> list[int]:
 
     The connections of a sparse search go within a few epochs. Frames at even steps of time would miss how.
     """
-    if len(counts) <= most:
-        return list(range(len(counts)))
     moved = np.concatenate([[0.0], np.abs(np.diff(counts)).cumsum()])
     time = np.linspace(0, 1, len(counts))
     progress = (time + moved / moved[-1]) / 2 if moved[-1] else time
-    return sorted({int(np.abs(progress - step).argmin()) for step in np.linspace(0, 1, most)})
+    # The first, the last, and then always the place that is farthest from those there are.
+    places = [0, len(counts) - 1][:most]
+    while len(places) < min(most, len(counts)):
+        nearest = np.abs(progress[:, None] - progress[places]).min(axis=1)
+        nearest[places] = -1.0
+        places.append(int(nearest.argmax()))
+    return sorted(set(places))
 
 
 def animate_connections(

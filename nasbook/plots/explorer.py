@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import DARTS_SPACE, Space
@@ -13,7 +15,9 @@ from nasbook.plots.display import describe
 from nasbook.plots.history import Epoch, trajectory
 
 
-def explore_search(history: Sequence[Epoch], *, space: Space = DARTS_SPACE) -> Any:
+def explore_search(
+    history: Sequence[Epoch], *, space: Space = DARTS_SPACE, draw: Callable[..., Figure] = draw_supernet
+) -> Any:
     """A slider over the epochs and a choice of the cell, above the drawing of the supernet.
 
     It redraws in the kernel and keeps one picture only, so that a saved notebook stays small.
@@ -21,6 +25,7 @@ def explore_search(history: Sequence[Epoch], *, space: Space = DARTS_SPACE) -> A
     Args:
         history: the reports of a search.
         space: the space that was searched.
+        draw: what draws one epoch, :func:`draw_supernet` or :func:`draw_connections`.
 
     Returns:
         An ``ipywidgets`` box; its children are the controls and the picture.
@@ -48,7 +53,7 @@ def explore_search(history: Sequence[Epoch], *, space: Space = DARTS_SPACE) -> A
     def redraw(change: object = None) -> None:
         report = reports[epoch.value]
         words = f"The {cell.value} cell after epoch {report.epoch}. {cell_in_words(report.genotype[cell.value])}"
-        picture.value = describe(draw_supernet(report, cell.value, space=space), words, dpi=110).data
+        picture.value = describe(draw(report, cell.value, space=space), words, dpi=110).data
 
     epoch.observe(redraw, names="value")
     cell.observe(redraw, names="value")

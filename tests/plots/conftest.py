@@ -27,6 +27,13 @@ class LikelyReport(Report):
     edge_probabilities: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SparseReport(Report):
+    """The same where connections are dropped."""
+
+    temperature: float
+
+
 def derive(coefficients: Tensor, space: Space) -> CellGenotype:
     columns = [number for number, name in enumerate(space.operations) if name != ZERO]
     edges = []
@@ -70,6 +77,34 @@ def make_likely_history(make_history: Callable[..., list[Report]]) -> Callable[.
                 kind: 2 * probabilities[kind][:, None] * value for kind, value in report.coefficients.items()
             }
             history.append(LikelyReport(report.epoch, coefficients, report.genotype, probabilities))
+        return history
+
+    return make
+
+
+@pytest.fixture
+def make_sparse_history() -> Callable[..., list[SparseReport]]:
+    """Coefficients as EnTranNAS-DST makes them: 0 where dropped, on the other edges they sum to 1."""
+
+    def make(space: Space = DARTS_SPACE, epochs: int = 5, seed: int = 0) -> list[SparseReport]:
+        generator = torch.Generator().manual_seed(seed)
+        choices = torch.tensor([name != ZERO for name in space.operations])
+        shape = (len(space.edges), len(space.operations))
+        scores = {kind: torch.rand(shape, generator=generator) * choices for kind in space.kinds}
+        for kind in space.kinds:  # so that no node is ever without a connection
+            for node in range(space.inputs, space.inputs + space.nodes):
+                scores[kind][space.edges.index((node - 1, node)), int(choices.nonzero()[-1])] = 1.1
+        history = []
+        for epoch in range(1, epochs + 1):
+            threshold = (epoch - 1) / max(1, epochs - 1) * 0.99
+            coefficients, cells = {}, {}
+            for kind, score in scores.items():
+                kept = (score - threshold).clamp(min=0) * choices
+                total = kept.sum(-1, keepdim=True)
+                coefficients[kind] = kept / torch.where(total > 0, total, 1)
+                edges = [Edge(*space.edges[row], space.operations[k]) for row, k in kept.nonzero().tolist()]
+                cells[kind] = CellGenotype(tuple(edges), space.nodes, space.inputs)
+            history.append(SparseReport(epoch, coefficients, Genotype(cells), 5 * 0.923 ** (epoch - 1)))
         return history
 
     return make

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch, Polygon
 from matplotlib.text import Text
 
 from nasbook.genotypes import (
+    DARTS_OPERATIONS,
     DARTS_SPACE,
     DARTS_V2,
     PUBLISHED,
@@ -106,6 +108,84 @@ def test_parallel_edges_unknown_names_and_removed_nodes() -> None:
     assert overlaps(figure) == []
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.sets(st.integers(0, 97), min_size=1, max_size=30), st.integers(0, 10**6))
+def test_cells_of_any_topology_stay_readable(connections: set[int], seed: int) -> None:
+    """Any number of operations between two nodes, and 1 to 10 or more connections a node."""
+    names = DARTS_OPERATIONS[1:]
+    edges = {Edge(*DARTS_SPACE.edges[number // 7], names[number % 7]) for number in connections}
+    for node in range(2, 6):  # a node that something reads must read something
+        if not any(edge.target == node for edge in edges) and any(edge.source == node for edge in edges):
+            edges.add(Edge(seed % 2, node, names[seed % 7]))
+    cell = CellGenotype(tuple(edges))
+    figure = draw_cell(cell, title="a cell")
+    assert overlaps(figure) == []
+    shown = sorted(str(t.get_gid()) for t in texts(figure) if str(t.get_gid()).startswith("operation-"))
+    assert len(shown) == len(set(shown)) == len(cell.edges)
+    words = {str(t.get_gid()): t.get_text().replace("\n", " ") for t in texts(figure)}
+    for number, edge in enumerate(cell.edges):
+        assert words[f"operation-{number}"] == operation_label(edge.operation)
+    assert figure.get_figwidth() == 6.5
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 7
+
+
+def lines_of(figure: Figure) -> dict[str, PathPatch]:
+    patches = [patch for patch in figure.axes[0].patches if str(patch.get_gid()).startswith("edge-")]
+    return {str(patch.get_gid()): patch for patch in patches if isinstance(patch, PathPatch)}
+
+
+def test_a_cell_of_all_connections_is_drawn_whole() -> None:
+    cell = CellGenotype(tuple(Edge(*edge, name) for edge in DARTS_SPACE.edges for name in DARTS_OPERATIONS[1:]))
+    figure = draw_cell(cell)
+    assert overlaps(figure) == []
+    assert set(lines_of(figure)) == {f"edge-{number}" for number in range(98)}
+    assert sum(isinstance(patch, Polygon) for patch in figure.axes[0].patches) == 14  # one arrowhead a pair of nodes
+    assert figure.get_figheight() < 14
+    assert set(lines_of(draw_cell(cell, operation_labels=False))) == set(lines_of(figure))
+
+
+def test_operations_between_the_same_nodes_run_side_by_side() -> None:
+    names = ("max_pool_3x3", "sep_conv_3x3", "skip_connect")
+    cell = CellGenotype((*(Edge(0, 2, name) for name in names), Edge(1, 2, "skip_connect"), Edge(2, 3, "sep_conv_5x5"),
+                         Edge(0, 3, "skip_connect"), Edge(0, 3, "sep_conv_3x3")), nodes=2)  # fmt: skip
+    pairs = [(edge.source, edge.target) for edge in cell.edges]
+    layout = dag_layout(pairs, nodes=2, inputs=2, output=(2, 3), labels=[(0.5, 0.2)] * len(pairs))
+    for first, second in itertools.combinations(range(len(pairs)), 2):
+        if pairs[first] == pairs[second]:  # always above the other, at the nodes too: they never cross
+            ours, others = layout.routes[first], layout.routes[second]
+            assert [x for x, _ in ours] == [x for x, _ in others]
+            assert all(a > b for (_, a), (_, b) in list(zip(ours, others, strict=True))[1:-1])
+            assert layout.labels[first][0] == layout.labels[second][0]
+            assert layout.labels[first][1] - layout.labels[second][1] >= 0.2
+    paths, _ = edge_paths(layout, pairs, 2)
+    for end in (0, -1):
+        ends = [np.asarray(paths[number].vertices, dtype=float)[end] for number in range(3)]
+        assert ends[0][1] > ends[1][1] > ends[2][1]
+        assert ends[0][0] == ends[1][0] == ends[2][0]
+    # Every line ends at its node's rim, whatever the node's height.
+    for number, (source, target) in enumerate(pairs):
+        vertices = np.asarray(paths[number].vertices, dtype=float)
+        for node, (x, y) in ((source, vertices[0]), (target, vertices[-1])):
+            middle, height = layout.nodes[node], layout.node_heights.get(node, 0.27)
+            assert abs(x - middle[0]) <= 0.2201 and abs(y - middle[1]) <= height / 2
+    assert layout.node_heights == {}  # five lines have room at a round node
+
+
+
+def test_a_node_is_as_tall_as_its_bundles_need() -> None:
+    pairs = [(0, 2)] * 7 + [(1, 2)] * 7
+    layout = dag_layout(pairs, nodes=1, inputs=2, output=(2,))
+    assert layout.node_heights == {2: pytest.approx(2 * (0.075 + 6 * 0.02) + 0.04)}
+    paths, _ = edge_paths(layout, pairs, 2)
+    heights = sorted(float(np.asarray(path.vertices)[-1, 1]) for path in paths)
+    assert np.diff(heights).tolist() == pytest.approx([0.02] * 6 + [0.075] + [0.02] * 6)  # touching, apart, touching
+    middle = layout.nodes[2][1]
+    assert (heights[0] + heights[-1]) / 2 == pytest.approx(middle)
+    alone = dag_layout([(source, node) for node in range(2, 12) for source in range(node)], nodes=10, inputs=2,
+                       output=tuple(range(2, 12)))  # fmt: skip
+    assert alone.node_heights == {}  # single lines fan out on a round node
+
+
 def test_draws_into_given_axes_and_leaves_pyplot_alone() -> None:
     figure = Figure(figsize=(6.5, 2.0))
     axes = figure.subplots(1, 2)
@@ -173,6 +253,15 @@ def test_a_cell_in_words() -> None:
     assert words.endswith("The output concatenates nodes 2, 3, 4, 5.")
     assert cell_in_words(CellGenotype((Edge(0, 1, "tanh"),), nodes=1, inputs=1)) == (
         "Node 1 is tanh of c(k-1). The output concatenates node 1."
+    )
+
+
+def test_operations_between_the_same_nodes_share_their_source_in_words() -> None:
+    cell = CellGenotype((Edge(0, 2, "skip_connect"), Edge(0, 2, "sep_conv_3x3"), Edge(1, 2, "max_pool_3x3"),
+                         Edge(2, 3, "tanh"), Edge(2, 3, "relu"), Edge(2, 3, "gelu")), nodes=2)  # fmt: skip
+    assert cell_in_words(cell) == (
+        "Node 2 adds sep 3×3 and skip of c(k-2); max 3×3 of c(k-1). Node 3 adds gelu, relu and tanh of node 2. "
+        "The output concatenates nodes 2, 3."
     )
 
 
