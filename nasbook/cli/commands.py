@@ -18,6 +18,7 @@ from nasbook.cli.options import (
     RecordsOptions,
     ReproduceOptions,
     SearchOptions,
+    SegmentOptions,
     TrainOptions,
     Usage,
     parse,
@@ -120,6 +121,70 @@ def _train(arguments: list[str]) -> None:
     genotype.save(options.out / "genotype.json")
     _write_json(options.out / "result.json", {**run.header(), "history": _curves(run.history)})
     print(f"test accuracy {run.history[-1].validation_accuracy:.2%}")
+    print(f"weights: {options.out / 'weights.safetensors'}")
+
+
+def _segment(arguments: list[str]) -> None:
+    from nasbook.experiments import get_scale
+    from nasbook.experiments.segmentation import segmentation_settings
+
+    name, rest = positional(arguments, "segment", "GENOTYPE", "A JSON file, or a name from `nasbook list`.")
+    given = value_of("--data", rest) or ""
+    scale = get_scale(scale_in(rest) or ("paper" if given not in ("", "shapes") else None))
+    settings = segmentation_settings(scale)
+    defaults = SegmentOptions(
+        out=Path("runs") / "segment",
+        data=settings.data,
+        scale=scale.name,
+        train_list=settings.train_list,
+        channels=settings.channels,
+        cells=settings.cells,
+        stem=settings.stem,
+        output_stride=settings.output_stride,
+        rates=settings.rates,
+        head_channels=settings.head_channels,
+        config=settings.config,
+    )
+    title = "Train a segmentation network with a genotype's cells under a DeepLabV3 head."
+    options = parse(SegmentOptions, defaults, "nasbook segment GENOTYPE", title, rest)
+    genotype = _genotype(name)
+
+    import torch
+    from safetensors.torch import save as to_safetensors
+
+    from nasbook.analysis import count_parameters
+    from nasbook.environment import resolve_device
+    from nasbook.files import whole_file
+    from nasbook.networks import Backbone, SegmentationNetwork
+    from nasbook.seeding import fold_seed, seed_everything
+    from nasbook.training import SegmentationFit
+
+    device = resolve_device(options.device)
+    seed_everything(options.seed, threads=None)
+    data = _load_segmentation(options, settings)
+    torch.manual_seed(fold_seed(options.seed, "segmentation network"))
+    backbone = Backbone(
+        genotype, options.channels, options.cells, output_stride=options.output_stride, stem=options.stem
+    )
+    network = SegmentationNetwork(backbone, data.classes, rates=options.rates, head_channels=options.head_channels)
+    if options.weights is not None:
+        backbone.load_classifier(_read_weights(options.weights))
+    run = SegmentationFit(network, data, options.config, seed=options.seed, device=device)
+    print(f"{count_parameters(backbone):,} parameters in the backbone, {count_parameters(network.head):,} in the head")
+    _drive(run, options, "segment")
+    with whole_file(options.out / "weights.safetensors") as file:
+        file.write(to_safetensors({k: v.cpu().contiguous() for k, v in network.state_dict().items()}))
+    genotype.save(options.out / "genotype.json")
+    last = run.history[-1]
+    classes = {n: _finite(share) for n, share in zip(data.class_names, last.class_iou, strict=True)}
+    curves = [
+        {**row, "mean_iou": _finite(report.mean_iou)}
+        for row, report in zip(_curves(run.history), run.history, strict=True)
+    ]
+    _write_json(options.out / "result.json", {**run.header(), "history": curves, "class_iou": classes})
+    for label, share in classes.items():
+        print(f"  {label}: " + ("in no test image" if share is None else f"{share:.2%}"))
+    print(f"mean IoU {last.mean_iou:.2%}, {last.validation_accuracy:.2%} of the pixels right")
     print(f"weights: {options.out / 'weights.safetensors'}")
 
 
@@ -230,6 +295,7 @@ def _list(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "search": _search,
     "train": _train,
+    "segment": _segment,
     "draw": _draw,
     "reproduce": _reproduce,
     "records": _records,
@@ -289,6 +355,31 @@ def _load(options: Any) -> Any:
     return data.take(scale.train_images, scale.test_images) if options.data == scale.data else data
 
 
+def _load_segmentation(options: SegmentOptions, settings: Any) -> Any:
+    from nasbook.data import load_voc
+
+    if options.data == "shapes":
+        if settings.data != "shapes":
+            raise Usage(f"The scale {options.scale} is for VOC: with shapes, give --scale quick or laptop.")
+        return settings.load()
+    if options.data != "voc" and not Path(options.data).is_dir():
+        raise unknown_name("data set", options.data, ["shapes", "voc", "a folder that holds VOC"])
+    folder = None if options.data == "voc" else options.data
+    return load_voc(folder, options.train_list, options.test_list, download=folder is None)
+
+
+def _read_weights(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InvalidInput(f"There is no file {path}.") from None
+    except (OSError, SafetensorError) as error:
+        raise InvalidInput(f"{path} is not a readable .safetensors file ({error}).") from None
+
+
 def _is_folder(data: str) -> bool:
     """Whether --data is a folder of images and not the name of a set."""
     from nasbook.data import list_images
@@ -332,7 +423,11 @@ def _curves(history: Sequence[Any]) -> list[dict[str, float | None]]:
     from nasbook.training import EpochReport
 
     rows = ({f.name: getattr(report, f.name) for f in fields(EpochReport)} for report in history)
-    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+    return [{name: _finite(value) for name, value in row.items()} for row in rows]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import tyro
 
 from nasbook.errors import InvalidInput, unknown_name
-from nasbook.training import FitConfig
+from nasbook.training import FitConfig, SegmentationConfig
 
 ConfigType = TypeVar("ConfigType")
 
@@ -83,6 +83,38 @@ class TrainOptions(RunOptions):
     stem: str = "cifar"
     """cifar keeps the resolution, imagenet divides it by 8."""
     config: tyro.conf.OmitArgPrefixes[FitConfig]
+    """How to train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(RunOptions):
+    """Options of training a segmentation network."""
+
+    data: str
+    """shapes (embedded), voc (Pascal VOC 2012, downloaded), or a folder that holds VOC."""
+    scale: str
+    """Size that the other defaults come from: quick, laptop, gpu or paper; with VOC, paper."""
+    folder: tyro.conf.Suppress[FolderOptions] = FolderOptions()
+    """Of no use here."""
+    weights: Path | None = None
+    """weights.safetensors of `nasbook train`, with the same channels, cells and stem: where the backbone begins."""
+    train_list: str
+    """Of VOC: list of the training images, such as train, or trainaug with labels in SegmentationClassAug."""
+    test_list: str = "val"
+    """Of VOC: list of the images to evaluate on."""
+    channels: int
+    """Channels of the backbone's first cell, C."""
+    cells: int
+    """Cells of the backbone, L."""
+    stem: str
+    """cifar keeps the resolution, imagenet divides it by 8."""
+    output_stride: int
+    """What the backbone divides the resolution by: 8, 16 or 32 with the imagenet stem, 1, 2 or 4 with cifar."""
+    rates: tuple[int, int, int] | None
+    """Rates of the head's dilated convolutions; None takes DeepLabV3's for the output stride."""
+    head_channels: int
+    """Channels inside the head."""
+    config: tyro.conf.OmitArgPrefixes[SegmentationConfig]
     """How to train."""
 
 
