@@ -122,6 +122,7 @@ def joined(device: torch.device, meeting: str = "env://") -> Iterator[torch.devi
     distributed.init_process_group(backend, meeting, PATIENCE, rank=number, world_size=together)
     _group = _Group(number, together, device)
     try:
+        any_process(False)  # nobody leaves before everybody is connected
         yield device
     finally:
         _group = None

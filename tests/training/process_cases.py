@@ -28,11 +28,11 @@ specification.loader.exec_module(tiny)
 DATA = tiny.tiny_data()
 FORMS = ("first-order", "second-order", "finite-difference")
 KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "fit")
-SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2)
+SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1)  # each batch norm costs two messages a pass
 
 
 def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
-    """A run of two epochs of three steps in double precision."""
+    """A run in double precision, of three steps an epoch."""
     kind, _, form = kind.partition(", ")
     if kind == "fit":
         with torch.random.fork_rng(devices=[]):
@@ -59,17 +59,16 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
 
 
 def in_double() -> None:
-    """Batches in double precision, so that only rounding in the 16th digit may differ."""
+    """Batches in double precision, so that only rounding in the 16th digit differs."""
     single = loaders._normalized
     loaders._normalized = lambda *arguments: single(*arguments).double()
 
 
-def run_to_end(kind: str, **changes: Any) -> dict[str, Any]:
+def run_to_end(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
     in_double()
     torch.manual_seed(processes.rank())  # the process' own random state must not matter
-    run = make_run(kind, **changes)
-    reports = list(run.epochs())
-    assert len(reports) == 2
+    run = make_run(kind, epochs=epochs, **changes)
+    assert len(list(run.epochs())) == epochs
     return tiny.ending(run)
 
 
@@ -177,9 +176,9 @@ def join_again() -> None:
 
 CASES: dict[str, tuple[int, Callable[[], Any]]] = {
     **{f"{kind}, {n}": (n, partial(run_to_end, kind)) for kind in KINDS for n in (1, 2)},
-    "second-order, 4": (4, partial(run_to_end, "second-order")),
     "fit, 4": (4, partial(run_to_end, "fit")),
-    **{f"{kind}, by parts": (2, partial(run_to_end, kind, normalize_by="part")) for kind in ("second-order", "fit")},
+    "first-order, by parts": (2, partial(run_to_end, "first-order", normalize_by="part")),
+    "fit, by parts": (2, partial(run_to_end, "fit", epochs=2, normalize_by="part")),
     "random-search": (2, partial(driven_in_single, "random-search", "random.pt")),
     **{
         f"{kind}, {name}": (n, partial(driven, kind, f"{kind} {checkpoint}", sabotage))
