@@ -26,7 +26,9 @@ def data():
 
 def search_of(name, data, seed=0, **changes):
     method = METHODS[name]
-    more = {"random-search": {"samples": 2}, "pc-darts": {"partition": 2}}  # two channels cannot be parted in four
+    # Two channels can neither be parted in four nor pass a bottleneck of four.
+    none = {"bottleneck": 1}
+    more = {"random-search": {"samples": 2}, "pc-darts": {"partition": 2}, "entrannas": none, "entrannas-dst": none}
     return method.Search(method.Config(**{**SMALL, **more.get(name, {}), **changes}), data, SPACE, seed)
 
 
