@@ -296,7 +296,7 @@ def animate_connections(
         kinds: which cells, from top to bottom; all by default.
         space: the space that was searched.
         frames: the most epochs to show; of a longer history those where many connections are dropped come first.
-            Sixty take about 120 kB.
+            Sixty take about 150 kB.
 
     Raises:
         InvalidInput: the history is empty or belongs to another space, there is no such cell, or a coefficient is
@@ -328,7 +328,7 @@ def animate_connections(
     image = f"data:image/png;base64,{encode_png(derived, 130, 96)}"
     total = round(_HEADING + area + _STRIP + rows + _MARGIN)
     picture = "\n".join([
-        f'<svg role="img" aria-label="{{alt}}" class="nasbook-figure" width="{_WIDTH}" height="{total}" '
+        f'<svg role="img" aria-label="{{alt}}" class="nasbook-figure dark-light" width="{_WIDTH}" height="{total}" '
         f'viewBox="0 0 {_WIDTH} {total}" style="max-width: 100%; height: auto; background: white" '
         f'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12" fill="{INK}">',
         _definitions(found, space, key),

@@ -88,13 +88,13 @@ def draw_search_network(
             ((start + (share - wide) / 2) / PAGE_WIDTH, bottom / height, wide / PAGE_WIDTH, zoom / height)
         )
         name = "Engine" if is_engine else "Transit"
-        count = f"all {kept.size}" if is_engine else f"the derived {int(kept.sum())}"
+        count = "all" if is_engine else f"{int(kept.sum())} of"
         widths = np.full(kept.size, _ENGINE_WIDTH) if is_engine else _TRANSIT_WIDTH * kept
         draw_widths(widths, found, space, ax, "")
         _enlarge(background, frame, boxes[position], is_engine, height - _STACK_HEIGHT)
         background.text(
-            start + share / 2, bottom + zoom + 0.13, f"{name}-cell ({kinds[position]}): {count} connections",
-            ha="center", va="center", fontsize=9, gid=f"enlarged-{position}",
+            start + share / 2, bottom + zoom + 0.13, f"{name}-cell ({kinds[position]}): {count} {kept.size} connections",
+            ha="center", va="center", fontsize=8.5, gid=f"enlarged-{position}",
         )  # fmt: skip
     return figure
 

@@ -319,7 +319,12 @@ def test_engine_cells_hold_all_and_transit_cells_what_is_derived() -> None:
     assert [found[f"role-{n}"] for n in range(4)] == ["Engine", "Transit", "Engine", "Transit"]
     assert [found[f"kind-{n}"] for n in range(4)] == list(KINDS)
     assert found["enlarged-0"] == "Engine-cell (normal): all 98 connections"
-    assert found["enlarged-1"] == "Transit-cell (normal): the derived 8 connections"
+    assert found["enlarged-1"] == "Transit-cell (normal): 8 of 98 connections"
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        for text in ax.texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text.get_text()
     large = [len(lines) for ax in figure.axes
              if (lines := [p for p in ax.patches if re.fullmatch(r"connection-\d+", str(p.get_gid()))])]  # fmt: skip
     assert large == [98, 8]
