@@ -93,7 +93,8 @@ def draw_search_network(
         draw_widths(widths, found, space, ax, "")
         _enlarge(background, frame, boxes[position], is_engine, height - _STACK_HEIGHT)
         background.text(
-            start + share / 2, bottom + zoom + 0.13, f"{name}-cell ({kinds[position]}): {count} {kept.size} connections",
+            start + share / 2, bottom + zoom + 0.13,
+            f"{name}-cell ({kinds[position]}): {count} {kept.size} connections",
             ha="center", va="center", fontsize=8.5, gid=f"enlarged-{position}",
         )  # fmt: skip
     return figure
