@@ -43,35 +43,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from nasbook.cli.commands import COMMANDS
     from nasbook.cli.options import Interrupted, Usage
+    from nasbook.cli.together import is_speaker, program, speaker, together
+    from nasbook.errors import DataError
+
+    def say(text: str) -> None:
+        """Prints what is wrong in all processes alike, once."""
+        if is_speaker():
+            print(text, file=sys.stderr)
 
     try:
         if arguments[0] not in COMMANDS:
             raise Usage(str(unknown_name("command", arguments[0], COMMANDS)))
-        COMMANDS[arguments[0]](arguments[1:])
+        with together(arguments):
+            COMMANDS[arguments[0]](arguments[1:])
     except SystemExit as stop:  # tyro has printed a help text
         return int(stop.code or 0)
     except Usage as error:
-        print(f"nasbook: {error}", file=sys.stderr)
+        say(f"nasbook: {error}")
         return 2
+    except DataError as error:
+        print(f"{speaker()}: {error}", file=sys.stderr)
+        return 1
     except NasbookError as error:
-        print(f"nasbook: {error}", file=sys.stderr)
+        say(f"nasbook: {error}")
         return 1
     except RuntimeError as error:
+        if program() != ["nasbook"] and "connection" in str(error).lower():  # Gloo has no type for it
+            print(f"{speaker()}: lost another process; its error says why.", file=sys.stderr)
+            return 1
         if "memory" not in str(error).lower():  # CUDA's and the CPU's allocators both say it in words only
             raise
-        print("nasbook: out of memory: lower --batch-size, --channels or --cells.", file=sys.stderr)
+        print(f"{speaker()}: out of memory: lower --batch-size, --channels or --cells.", file=sys.stderr)
         return 1
     except OSError as error:  # what no part of the package has given words to
         if isinstance(error, BrokenPipeError):  # `nasbook list | head`
             sys.stderr.close()
             return 0
-        print(f"nasbook: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        print(f"{speaker()}: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return 1
     except Interrupted:
-        again = shlex.join(["nasbook", *arguments, *([] if "--resume" in arguments else ["--resume"])])
-        print(f"\nnasbook: interrupted and saved. To go on: {again}", file=sys.stderr)
+        again = shlex.join([*program(), *arguments, *([] if "--resume" in arguments else ["--resume"])])
+        say(f"\nnasbook: interrupted and saved. To go on: {again}")
         return 130
     except KeyboardInterrupt:
-        print("\nnasbook: interrupted before there was anything to save.", file=sys.stderr)
+        say("\nnasbook: interrupted before there was anything to save.")
         return 130
     return 0

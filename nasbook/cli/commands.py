@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from nasbook import processes
 from nasbook.cli.options import (
     DrawOptions,
     FolderOptions,
@@ -57,6 +58,8 @@ def _search(arguments: list[str]) -> None:
     data = _load(options)
     search = method.Search(options.config, data, Space(options.operations, options.nodes), options.seed)
     _drive(search, options, f"search {name}")
+    if not processes.is_first():
+        return
     result = search.result()
     result.genotype.save(options.out / "genotype.json")
     _write_json(options.out / "result.json", {**search.header(), "history": _curves(search.history)})
@@ -116,6 +119,8 @@ def _train(arguments: list[str]) -> None:
     macs = count_macs(network, (1, data.channels, data.size, data.size))
     print(f"{count_parameters(network):,} parameters, {macs:,} multiply-adds an image")
     _drive(run, options, "train")
+    if not processes.is_first():
+        return
     with whole_file(options.out / "weights.safetensors") as file:
         file.write(to_safetensors({k: v.cpu().contiguous() for k, v in network.state_dict().items()}))
     genotype.save(options.out / "genotype.json")
@@ -338,7 +343,7 @@ def _load(options: Any) -> Any:
     from nasbook.experiments import get_scale
     from nasbook.seeding import seed_everything
 
-    device = resolve_device(options.device)
+    device = processes.device_of_run() or resolve_device(options.device)
     seed_everything(options.seed, threads=None)
     scale = get_scale(options.scale)
     if _is_folder(options.data):
@@ -347,11 +352,12 @@ def _load(options: Any) -> Any:
             seed=0,  # a data set, not a part of the run: the same images whatever --seed is
             **asdict(options.folder),
             device=device,
-            progress=not options.quiet,
+            progress=processes.is_first() and not options.quiet,
         )
     if not options.data.endswith(".npz") and options.data not in list_images():
         raise unknown_name("data set", options.data, [*list_images(), "a path that ends in .npz", "a folder of images"])
-    data = load_images(options.data, device=device)
+    with processes.first_ahead():  # it may have to download
+        data = load_images(options.data, device=device)
     return data.take(scale.train_images, scale.test_images) if options.data == scale.data else data
 
 
