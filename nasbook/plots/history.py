@@ -18,6 +18,7 @@ class Epoch(Protocol):
 
     A report may also have ``edge_probabilities``: for every kind of cell one number an edge, how likely the edge is
     chosen. Where it is missing or None, the coefficients say how much an edge weighs.
+    And it may have a ``temperature``, which :func:`nasbook.plots.animate_connections` writes above its frames.
     """
 
     @property
