@@ -205,6 +205,26 @@ def test_other_spaces_move_too(make_history: History) -> None:
     show_animation(animate_search(make_history(space, 2), "recurrent", space=space), "A recurrent cell.")
 
 
+def test_the_explorer_of_several_searches(make_history: History) -> None:
+    pytest.importorskip("ipywidgets")
+    histories = {"λ = 0": make_history(epochs=3), "λ = 1": make_history(epochs=3)}
+    drawn: list[Any] = []
+
+    def draw(report: Any, kind: str, *, space: Space) -> Figure:
+        drawn.append(report)
+        return draw_supernet(report, kind, space=space)
+
+    box = explore_search(histories, draw=draw)
+    epoch, _, search = box.children[0].children
+    assert list(search.options) == list(histories) and drawn[-1] is histories["λ = 0"][-1]
+    search.value = "λ = 1"
+    assert drawn[-1] is histories["λ = 1"][-1]
+    epoch.value = 1
+    assert drawn[-1] is histories["λ = 1"][0]
+    with pytest.raises(InvalidInput, match="different epochs"):
+        explore_search({"a": make_history(epochs=3), "b": make_history(epochs=4)})
+
+
 def test_the_explorer_redraws_and_keeps_one_picture(make_history: History) -> None:
     widgets = pytest.importorskip("ipywidgets")
     box = explore_search(make_history(epochs=6))
