@@ -5,6 +5,7 @@ from nasbook.experiments import (
     entrannas,
     entrannas_checks,
     entrannas_costs,
+    segmentation,
     stretchable_cells,
     topology_checks,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "scoreboard",
     "search_config",
     "search_space",
+    "segmentation",
     "stretchable_cells",
     "stretchable_config",
     "stretchable_scale",

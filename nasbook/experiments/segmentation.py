@@ -9,7 +9,7 @@ is how well the cells learn the task itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 from nasbook.analysis import confusion_matrix, count_parameters, mean_iou
 from nasbook.data import SegmentationData, load_shapes, load_voc
 from nasbook.errors import InvalidInput
+from nasbook.experiments.image_cells import entrannas_dst_config, search_space
 from nasbook.experiments.records import Record
-from nasbook.experiments.registry import Experiment, Workplace
-from nasbook.experiments.scale import Scale
+from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.scale import Scale, entrannas_scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, mean_and_error, one_sided_p, trend
 from nasbook.genotypes import (
     DARTS_SPACE,
-    DARTS_V1,
     DARTS_V2,
     PC_DARTS_CIFAR,
     CellGenotype,
@@ -32,6 +32,7 @@ from nasbook.genotypes import (
     Genotype,
     random_genotype,
 )
+from nasbook.methods import entrannas_dst
 from nasbook.networks import Backbone, SegmentationNetwork, channels_for, parameters_of
 from nasbook.seeding import fold_seed, generator
 from nasbook.training import SegmentationConfig, SegmentationFit
@@ -165,13 +166,24 @@ RESIDUAL = _residual_cell()
 
 
 def found_cells(workplace: Workplace) -> dict[str, Genotype]:
-    """The cells to put under the head, by the name of their row."""
-    return {
-        "DARTS, first order": DARTS_V1,
+    """The cells to put under the head, by the name of their row.
+
+    DARTS' and PC-DARTS' are the published ones; one is drawn at random; those of EnTranNAS-DST are searched here with
+    the weights λ of Table 5, on the scale's images for classification.
+    """
+    found = {
         "DARTS, second order": DARTS_V2,
         "PC-DARTS": PC_DARTS_CIFAR,
         "random": random_genotype(DARTS_SPACE, generator(workplace.seed, "random cell")),
     }
+    scale = entrannas_scale(workplace.scale)
+    for weight in scale.penalty_weights:
+        config = replace(entrannas_dst_config(scale), penalty_weight=weight)
+        space = search_space("entrannas-dst", scale)
+        search = entrannas_dst.Search(config, workplace.data, space, workplace.seed)
+        workplace.drive(search, f"search {weight}")
+        found[f"{SEARCHED}, λ = {weight}"] = search.result().genotype
+    return found
 
 
 def run(workplace: Workplace, settings: SegmentationSettings | None = None) -> dict[str, Any]:
@@ -259,10 +271,13 @@ def _judge(record: Record) -> Verdict:
     )
 
 
-SEGMENTATION = Experiment(
-    "entrannas-segmentation",
-    "Table 5: derived networks as backbones for segmentation",
-    CHAPTER,
-    run,
-    {"entrannas.segmentation": _judge},
+register(
+    Experiment(
+        "entrannas-segmentation",
+        "Table 5: derived networks as backbones for segmentation",
+        CHAPTER,
+        run,
+        {"entrannas.segmentation": _judge},
+        scaled=entrannas_scale,
+    )
 )
