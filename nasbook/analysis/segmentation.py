@@ -17,7 +17,7 @@ IGNORED = 255
 
 
 def confusion_matrix(
-    predicted: Integer[Tensor, "*pixels"], truth: Integer[Tensor, "*pixels"], classes: int
+    predicted: Integer[Tensor, "*pixels"], truth: Integer[Tensor, "*true_pixels"], classes: int
 ) -> Int64[Tensor, "classes classes"]:
     """How many pixels of each class (row) were labelled as each class (column). Matrices of parts can be added.
 

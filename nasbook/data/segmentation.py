@@ -60,7 +60,7 @@ class TensorSamples(Samples):
 
     images: UInt8[Tensor, "samples 3 height width"]
     """The images, 0 to 255."""
-    labels: UInt8[Tensor, "samples height width"]
+    labels: UInt8[Tensor, "labelled labelled_height labelled_width"]
     """Class of every pixel, or :data:`IGNORED`."""
 
     def __post_init__(self) -> None:

@@ -121,7 +121,7 @@ def _outlines(
         (np.maximum(wide, high) <= arm) & (np.minimum(wide, high) <= arm / 3),
     )
     chosen = kind[:, None, None]
-    return np.select([chosen == number for number in range(1, len(SHAPE_CLASSES))], shapes)
+    return np.select([chosen == number for number in range(1, len(SHAPE_CLASSES))], shapes, default=False)
 
 
 def _enlarged(
