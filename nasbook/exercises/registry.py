@@ -9,7 +9,11 @@ from typing import Any
 
 from nasbook.errors import unknown_name
 
-CHAPTERS = ("nasbook.exercises.differentiable_search", "nasbook.exercises.stretchable_cells")
+CHAPTERS = (
+    "nasbook.exercises.differentiable_search",
+    "nasbook.exercises.stretchable_cells",
+    "nasbook.exercises.engine_and_transit_cells",
+)
 """The modules that register exercises, one a chapter."""
 
 

@@ -8,8 +8,16 @@ import torch
 import nasbook
 from nasbook.errors import InvalidInput
 from nasbook.exercises import grade, list_exercises
+from nasbook.exercises.engine_and_transit_cells import (
+    WRONG_COEFFICIENTS,
+    WRONG_RANGES,
+    WRONG_RELAXATIONS,
+    WRONG_SAVINGS,
+    WRONG_TEMPERATURES,
+    WRONG_TRANSITS,
+)
 from nasbook.exercises.stretchable_cells import WRONG_PENALTIES
-from nasbook.genotypes import DARTS_V2
+from nasbook.genotypes import DARTS_V2, CellGenotype, Edge
 from nasbook.networks import channels_for
 from nasbook.supernets import Relaxation, connected_cell, strongest_edges
 
@@ -49,6 +57,62 @@ def penalty(probabilities, has_edge):
     return torch.stack([1 - p[h].max() / p.max() for p, h in zip(probabilities, has_edge, strict=True)]).prod()
 
 
+def range_of_beta(p_hat, m):
+    ordered = [*sorted(p_hat, reverse=True), 0.0]
+    if ordered[m] == ordered[m - 1]:
+        return None
+    return tuple(torch.tensor([ordered[m], ordered[m - 1]]).logit().tolist())
+
+
+def coefficients_of_a_node(p, beta):
+    q = (torch.sigmoid(-beta) - (1 - p / p.max())).relu()
+    total = q.sum(-1, keepdim=True)
+    return q / torch.where(total > 0, total, 1)
+
+
+def coefficients_with_a_limit(p, beta):
+    """Another way past β = 60: t stays below 1 by a limit on β."""
+    q = (p / p.max() - torch.sigmoid(beta.clamp(max=15.0))).relu()
+    total = q.sum(-1, keepdim=True)
+    return q / torch.where(total > 0, total, 1)
+
+
+def transit(inputs, operations, cell):
+    nodes, features = list(inputs), {}
+    for node in range(cell.inputs, cell.inputs + cell.nodes):
+        for edge in cell.into(node):
+            owner = edge.source, edge.operation
+            if owner not in features:
+                features[owner] = operations[edge.source][edge.operation](nodes[edge.source])
+        nodes.append(sum(features[edge.source, edge.operation] for edge in cell.into(node)))
+    return nodes[cell.inputs :]
+
+
+def sparsemax(z):
+    z = z - z.max()
+    ordered, _ = z.sort(descending=True)
+    excess = ordered.cumsum(0) - 1
+    kept = (torch.arange(1, len(z) + 1) * ordered > excess).sum()
+    return (z - excess[kept - 1] / kept).relu()
+
+
+class Sparsemax(Relaxation):
+    sparse = True
+
+    def __init__(self, space):
+        super().__init__(space)
+        self.alpha = torch.nn.Parameter(1e-3 * torch.randn(len(space.edges), len(space.operations)))
+
+    def coefficients(self):
+        incoming = [len(self.space.sources(node)) for node in range(2, 2 + self.space.nodes)]
+        return torch.cat([sparsemax(node.flatten()).view_as(node) for node in self.alpha.split(incoming)])
+
+    def derive(self):
+        kept = self.coefficients().nonzero().tolist()
+        edges = (Edge(*self.space.edges[row], self.space.operations[column]) for row, column in kept)
+        return CellGenotype(tuple(edges), self.space.nodes, self.space.inputs)
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -62,6 +126,16 @@ RIGHT = {
     "stretchable.penalty": penalty,
     "stretchable.independent": Independent,
     "stretchable.budget": channels_for(1_800_000, DARTS_V2, 8),
+    "entrannas.count": (14 * 9, 5 * 9, 5 * 12),
+    "entrannas.temperature": lambda difference, ratio: difference / math.log(ratio),
+    "entrannas.threshold": range_of_beta,
+    "entrannas.sparse": coefficients_of_a_node,
+    "entrannas.transit": transit,
+    "entrannas.memory": (
+        (98 * 4.25) / (98 * 1.5 + 8 * 2.75),
+        (98 * 4.25) / (35 * 1.5 + 8 * 2.75),
+    ),
+    "entrannas.sparsemax": Sparsemax,
 }
 
 
@@ -113,10 +187,28 @@ def test_an_answer_that_raises_is_wrong():
         *(("stretchable.penalty", wrong, hint) for hint, wrong in WRONG_PENALTIES.items()),
         ("stretchable.budget", 56, "square of C"),
         ("stretchable.budget", 44, "Very near"),
+        ("entrannas.count", (135, 45, 60), "between the two inputs"),
+        ("entrannas.count", (168, 60, 60), "have no weights"),
+        ("entrannas.count", (126, 54, 72), "no later node"),
+        ("entrannas.count", (126, 45, 45), "all 12 candidates"),
+        ("entrannas.count", (126, 45, 168), "once for all later nodes"),
+        *(("entrannas.temperature", wrong, hint) for hint, wrong in WRONG_TEMPERATURES.items()),
+        *(("entrannas.threshold", wrong, hint) for hint, wrong in WRONG_RANGES.items()),
+        ("entrannas.threshold", lambda p_hat, m: math.log(1 / (1 - sorted(p_hat)[-m])), "t = 1 means β = inf"),
+        *(("entrannas.sparse", wrong, hint) for hint, wrong in WRONG_COEFFICIENTS.items()),
+        ("entrannas.sparse", lambda p, beta: coefficients_of_a_node(p, beta).detach(), "No gradient reaches"),
+        *(("entrannas.transit", wrong, hint) for hint, wrong in WRONG_TRANSITS.items()),
+        *(("entrannas.memory", wrong, hint) for hint, wrong in WRONG_SAVINGS.items()),
+        ("entrannas.memory", (2.46, 3.0), "The first is right"),
+        *(("entrannas.sparsemax", wrong, hint) for hint, wrong in WRONG_RELAXATIONS.items()),
     ],
 )
 def test_the_hint_fits_the_mistake(name, answer, hint):
     assert hint in grade(name, answer)
+
+
+def test_a_limit_on_beta_is_right_too():
+    assert grade("entrannas.sparse", coefficients_with_a_limit) is None
 
 
 def test_unknown_exercise_names_the_nearest():
