@@ -30,10 +30,13 @@ from nasbook.training import BilevelUpdate
 
 CHAPTER = "03-engine-and-transit-cells"
 
-BATCH = 8
+BATCH = 16
 """Images a step on a CPU; bytes and, nearly, seconds grow in proportion. On CUDA it is the paper's 64."""
 
-ROUNDS = 3
+ENLARGED = {"DARTS": 1, "Engine- and Transit-cells": 2, "feature sharing": 4, "bottleneck": 8}
+"""Table 3: how many times larger a batch the memory saved allows."""
+
+ROUNDS = 5
 """How many steps of each contestant are timed, after one that warms up."""
 
 MEMORY = 11 * 2**30
@@ -79,6 +82,7 @@ class Contestant:
             checksum="",
         ).to(device)
         search = entrannas.Search(replace(config, batch_size=batch), nothing, space)
+        self.batch = batch
         self.network: SearchNetwork = search.network
         self.update: BilevelUpdate = search.update
         self.network.train()
@@ -111,24 +115,34 @@ class _Loss(nn.Module):
         return F.cross_entropy(self.network(images), self.labels)
 
 
+def contestants_of(batch: int, device: torch.device) -> dict[str, Contestant]:
+    """All supernets by name: rows of Table 3 at one batch and at the paper's larger ones, and twelve operations."""
+    found: dict[str, Contestant] = {}
+    for engine in ("readable", "fused"):
+        for name, config in components().items():
+            config = replace(config, engine=engine)
+            found[f"{name}, {engine}"] = Contestant(config, STANDARD_SPACE, batch, device)
+            if ENLARGED[name] > 1:
+                larger = Contestant(config, STANDARD_SPACE, batch * ENLARGED[name], device)
+                found[f"{name}, {engine}, enlarged"] = larger
+        first = replace(components()["bottleneck"], engine=engine)
+        everywhere = replace(first, engine_cells="all")
+        found[f"12 operations, {engine}"] = Contestant(first, EXTENDED_SPACE, batch, device)
+        found[f"7 operations in all cells, {engine}"] = Contestant(everywhere, STANDARD_SPACE, batch, device)
+        found[f"12 operations in all cells, {engine}"] = Contestant(everywhere, EXTENDED_SPACE, batch, device)
+    return found
+
+
 def costs(workplace: Workplace) -> dict[str, Any]:
     """Bytes and seconds of a step for the rows of Table 3 and for twelve operations, each on both engines.
 
-    ``seconds`` is the median over rounds, ``ratio`` the median of the rounds' own ratios of readable DARTS to the row.
-    On a CPU the clock is the process's own.
+    ``seconds`` is the median over rounds. ``ratio`` is the time of readable DARTS for an image over that of the row,
+    the median of the rounds' own ratios; rows that end with "enlarged" have the paper's larger batch. On a CPU the
+    clock is the process's own.
     """
     device = torch.device(workplace.device)
     cuda = device.type == "cuda"
-    batch = 64 if cuda else BATCH
-    contestants: dict[str, Contestant] = {}
-    for engine in ("readable", "fused"):
-        for name, config in components().items():
-            contestants[f"{name}, {engine}"] = Contestant(replace(config, engine=engine), STANDARD_SPACE, batch, device)
-        twelve = replace(components()["bottleneck"], engine=engine)
-        contestants[f"12 operations, {engine}"] = Contestant(twelve, EXTENDED_SPACE, batch, device)
-        everywhere = replace(twelve, engine_cells="all")
-        for count, space in (("7", STANDARD_SPACE), ("12", EXTENDED_SPACE)):
-            contestants[f"{count} operations in all cells, {engine}"] = Contestant(everywhere, space, batch, device)
+    contestants = contestants_of(64 if cuda else BATCH, device)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     saved: dict[str, list[int]] = {name: [] for name in contestants}
     for number in range(1 + ROUNDS):
@@ -136,22 +150,24 @@ def costs(workplace: Workplace) -> dict[str, Any]:
             contestant.draw(seed=number)
             elapsed = _time(contestant.step, device)
             if number:
-                seconds[name].append(elapsed)
+                seconds[name].append(elapsed / contestant.batch)
                 contestant.draw(seed=number)
                 saved[name].append(contestant.saved_bytes())
     base = "DARTS, readable"
-    return {
-        name: {
-            "batch": batch,
-            "seconds": statistics.median(seconds[name]),
+    values: dict[str, Any] = {}
+    for name, contestant in contestants.items():
+        kept = statistics.mean(saved[name]) / contestant.batch
+        values[name] = {
+            "batch": contestant.batch,
+            "seconds": statistics.median(seconds[name]) * contestant.batch,
             "ratio": statistics.median(a / b for a, b in zip(seconds[base], seconds[name], strict=True)),
-            "saved_bytes": statistics.mean(saved[name]),
-            "saved_ratio": statistics.mean(saved[base]) / statistics.mean(saved[name]),
-            "largest_batch": int(MEMORY * batch / statistics.mean(saved[name])),
-            **({"peak_bytes": peak_memory(contestants[name].step, device)} if cuda else {}),
+            "saved_bytes": kept * contestant.batch,
+            "saved_ratio": statistics.mean(saved[base]) / contestants[base].batch / kept,
+            "largest_batch": int(MEMORY / kept),
         }
-        for name in contestants
-    }
+        if cuda:
+            values[name]["peak_bytes"] = peak_memory(contestant.step, device)
+    return values
 
 
 def _time(step: Callable[[], None], device: torch.device) -> float:
@@ -177,17 +193,17 @@ def _judge_memory(record: Record) -> Verdict:
 
 
 def _judge_cost(record: Record) -> Verdict:
-    base, last = PAPER_DAYS["DARTS"], PAPER_DAYS["bottleneck"]
+    """Reached on the readable engine at the paper's larger batch: holds; on the fused one only: partly."""
+    paper = PAPER_DAYS["DARTS"] / PAPER_DAYS["bottleneck"]
     ratios = {
-        engine: min(value["ratio"] for value in record.values(f"bottleneck, {engine}"))
+        engine: min(value["ratio"] for value in record.values(f"bottleneck, {engine}, enlarged"))
         for engine in ("readable", "fused")
     }
-    numbers = "; ".join(f"{ratio:.1f} times on the {engine} engine" for engine, ratio in ratios.items())
-    return _cost(
-        sum(ratio >= base / last for ratio in ratios.values()),
-        2,
-        f"a step at equal batch is faster than readable DARTS', {numbers} (paper {base / last:.0f}, at a larger batch)",
-    )
+    found = "; ".join(f"{ratio:.1f} on the {engine} engine" for engine, ratio in ratios.items())
+    equal = min(value["ratio"] for value in record.values("bottleneck, readable"))
+    numbers = f"times faster an image than readable DARTS, with 8 times its batch: {found} (paper {paper:.0f})"
+    met = [ratio >= paper for ratio in ratios.values()]
+    return _cost(2 if met[0] else int(any(met)), 2, f"{numbers}; {equal:.1f} at equal batch")
 
 
 def _judge_extended(record: Record) -> Verdict:
