@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from nasbook.analysis import count_macs, kendall_tau
+from nasbook.data import evaluation_batches
 from nasbook.errors import InvalidInput
 from nasbook.experiments.image_cells import (
     derived_network,
@@ -29,6 +31,7 @@ from nasbook.genotypes import Genotype, Space
 from nasbook.methods import GradientSearch, darts, entrannas, entrannas_dst, pc_darts
 from nasbook.methods.entrannas import EXTENDED_SPACE, STANDARD_SPACE
 from nasbook.supernets import EngineCells
+from nasbook.training import kept_statistics
 
 CHAPTER = "03-engine-and-transit-cells"
 
@@ -68,7 +71,9 @@ def placements(workplace: Workplace) -> dict[str, Any]:
     ``alone``: DARTS' cells and softmax, with nothing changed but the placement, so that "all" is DARTS. ``whole``:
     the rest of EnTranNAS too (temperature, shared features, bottleneck). The paper does not say which its rows have.
 
-    The child-net's operations count once each; ``weighted`` gives those of Engine-cells their coefficients.
+    The child-net's operations count once each; ``weighted`` gives those of Engine-cells their coefficients. Both have
+    the supernet's batch-norm statistics, which are a mixture's; ``renormalized`` is the child-net with those of the
+    validation images it sees, 512 at a time.
     """
     scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     whole = entrannas_config(scale)
@@ -89,10 +94,25 @@ def placements(workplace: Workplace) -> dict[str, Any]:
                 "supernet": last.validation_accuracy,
                 "child": last.child_accuracy,
                 "weighted": last.weighted_child_accuracy,
+                "renormalized": renormalized_accuracy(search),
                 "seconds": round(search.result().seconds, 1),
                 "genotype": last.genotype.to_json(),
             }
     return values
+
+
+@torch.no_grad()
+def renormalized_accuracy(search: GradientSearch) -> float:
+    """Accuracy of the child-net on the validation images, with batch norms that use the statistics of each batch."""
+    network, loader, data = search.network, search.loaders[1], search.data
+    batches = evaluation_batches(loader.images, loader.labels, 512, data.mean, data.std)
+    training = network.training
+    try:
+        with kept_statistics(network.train()), network.child():
+            correct = sum((network(images).argmax(-1) == labels).sum().item() for images, labels in batches)
+    finally:
+        network.train(training)
+    return correct / len(loader.images)
 
 
 def drops(record: Record, form: str) -> dict[str, np.ndarray]:
