@@ -278,8 +278,8 @@ def _small_number(p: Tensor, beta: Tensor) -> Tensor:
     return q / (q.sum(-1, keepdim=True) + 1e-12)
 
 
-_NaN_VALUE = "There is NaN: an edge with nothing left is 0/0 in Eq. 9. It must stay at 0."
-_NaN_GRADIENT = (
+_NAN_VALUE = "There is NaN: an edge with nothing left is 0/0 in Eq. 9. It must stay at 0."
+_NAN_GRADIENT = (
     "The values are right, the gradient is NaN: where() chooses after 0/0 was computed, and 0 · NaN is NaN. "
     "Put where() on the denominator."
 )
@@ -298,8 +298,8 @@ WRONG_COEFFICIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Eq. 7 is missing: divide by the node's strongest first.": _not_normalised,
     "The threshold is t = sigmoid(β), not β.": _raw_threshold,
     "Eq. 8 subtracts t from what stays: without that, coefficients jump when a connection goes.": _masked,
-    _NaN_VALUE: _zero_over_zero,
-    _NaN_GRADIENT: _value_only,
+    _NAN_VALUE: _zero_over_zero,
+    _NAN_GRADIENT: _value_only,
     _WRONG_GRADIENT: _detached_max,
     _LOST: _saturated,
 }
@@ -328,22 +328,28 @@ def _check_sparse(answer: Callable[[Tensor, Tensor], Tensor]) -> str | None:
             if wrong in _VALUE_MISTAKES and equals(wrong):
                 return hint
         if any(bool(value.isnan().any()) for value in got):
-            return _NaN_VALUE
+            return _NAN_VALUE
         return "p̂ = p / the largest p of the node; q = relu(p̂ − sigmoid(β)); q̂ = q / the sum of q over the edge."
     for p, beta in cases:
         gradients = _gradients(answer, p, beta)
         if gradients is None:
             return "No gradient reaches p and β."
         if any(bool(gradient.isnan().any()) for gradient in gradients):
-            return _NaN_GRADIENT
+            return _NAN_GRADIENT
         expected = _gradients(_q_hat, p, beta)
         assert expected is not None
-        if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(gradients, expected, strict=True)):
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(gradients, expected, strict=True)):
             return _WRONG_GRADIENT
     p, beta = cases[0][0].float(), torch.tensor(60.0)
     value = answer(p, beta)
-    if bool(value.isnan().any()) or not torch.allclose(value, (p == p.max()).float()):
+    strongest = float(value.flatten()[p.argmax()])
+    if math.isnan(strongest) or strongest == 0:
         return _LOST
+    if not torch.allclose(value, (p == p.max()).float()):
+        return (
+            f"At β = 60 the strongest is {strongest:.2g} instead of 1, or another one is not 0. Its q is only "
+            "1 − t = 9e-27 there: a small number in a denominator outweighs it."
+        )
     gradients = _gradients(answer, p, beta)
     if gradients is None or not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return "At β = 60 the values are right, and the gradient is not finite."

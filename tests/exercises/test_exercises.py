@@ -77,6 +77,11 @@ def coefficients_with_a_limit(p, beta):
     return q / torch.where(total > 0, total, 1)
 
 
+def with_a_small_number(p, beta):
+    q = (torch.sigmoid(-beta) - (1 - p / p.max())).relu()
+    return q / (q.sum(-1, keepdim=True) + 1e-12)
+
+
 def transit(inputs, operations, cell):
     nodes, features = list(inputs), {}
     for node in range(cell.inputs, cell.inputs + cell.nodes):
@@ -197,6 +202,7 @@ def test_an_answer_that_raises_is_wrong():
         ("entrannas.threshold", lambda p_hat, m: math.log(1 / (1 - sorted(p_hat)[-m])), "t = 1 means β = inf"),
         *(("entrannas.sparse", wrong, hint) for hint, wrong in WRONG_COEFFICIENTS.items()),
         ("entrannas.sparse", lambda p, beta: coefficients_of_a_node(p, beta).detach(), "No gradient reaches"),
+        ("entrannas.sparse", with_a_small_number, "in a denominator outweighs it"),
         *(("entrannas.transit", wrong, hint) for hint, wrong in WRONG_TRANSITS.items()),
         *(("entrannas.memory", wrong, hint) for hint, wrong in WRONG_SAVINGS.items()),
         ("entrannas.memory", (2.46, 3.0), "The first is right"),
