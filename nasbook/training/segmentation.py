@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasbook.analysis import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
 from nasbook.data import CropAugmentation, SegmentationData, SegmentationLoader, whole_images
@@ -225,12 +225,12 @@ def pixel_loss(
 
 @torch.no_grad()
 def evaluate_segmentation(
-    network: SegmentationNetwork, data: SegmentationData, batch_size: int = 16, least: int = 513, workers: int = 0
+    network: nn.Module, data: SegmentationData, batch_size: int = 16, least: int = 513, workers: int = 0
 ) -> tuple[float, Int64[Tensor, "classes classes"]]:
     """Mean cross entropy of a pixel and confusion matrix on the test images, whole and at their own scale.
 
     Args:
-        network: is put into evaluation mode meanwhile.
+        network: images → logits of their size; is put into evaluation mode meanwhile.
         data: its test images are used.
         batch_size: most images at once.
         least: side in pixels up to which smaller images are padded; padding is not scored.
