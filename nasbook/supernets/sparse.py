@@ -96,7 +96,7 @@ class SparseRelaxation(AnnealedSoftmax):
         room = torch.sigmoid(-self.beta.clamp(max=-math.log(torch.finfo(self.beta.dtype).eps)))  # 1 − t, never 0
         q = F.relu(room[self._target, None] + torch.expm1(log_p_hat))  # Eq. 8: p̂ − t = (1 − t) − (1 − p̂)
         total = q.sum(dim=-1, keepdim=True)
-        # An edge with nothing left stays at zero; where() keeps 0/0 out of value and gradient.
+        # An edge with nothing left stays at zero: where() keeps 0/0 away.
         return q / torch.where(total > 0, total, 1)  # Eq. 9
 
     def derive(self) -> CellGenotype:
