@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from nasbook import processes
 from nasbook.analysis import confusion_matrix, intersection_over_union, mean_iou, pixel_accuracy
 from nasbook.data import CropAugmentation, SegmentationData, SegmentationLoader, whole_images
 from nasbook.data.segmentation import IGNORED
@@ -109,8 +110,8 @@ class SegmentationFit(Training):
         device: where to train.
 
     Raises:
-        InvalidInput: the network's and the data's numbers of classes differ, or a batch needs more images than there
-            are.
+        InvalidInput: the network's and the data's numbers of classes differ, a batch needs more images than there
+            are, or several processes would share the run.
     """
 
     network: SegmentationNetwork
@@ -126,6 +127,8 @@ class SegmentationFit(Training):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if processes.count() > 1:
+            raise InvalidInput("Segmentation trains in one process; run it without torchrun.")
         if network.classes != data.classes:
             raise InvalidInput(
                 f"The network has {network.classes} classes, {data.name} has {data.classes}; "

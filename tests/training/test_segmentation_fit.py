@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nasbook import processes
 from nasbook.analysis import intersection_over_union
 from nasbook.data import SegmentationData, TensorSamples, load_shapes
 from nasbook.data.segmentation import IGNORED
@@ -93,6 +94,12 @@ def test_the_rate_falls_from_step_to_step(data):
 def test_wrong_settings(changes, message):
     with pytest.raises(InvalidInput, match=message):
         replace(QUICK, **changes)
+
+
+def test_several_processes_are_refused(data, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(InvalidInput, match="^Segmentation trains in one process; run it without torchrun.$"):
+        run(data)
 
 
 def test_classes_must_agree(data):
