@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from nasbook import training
 from nasbook.data import ImageData
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, CellGenotype, Space
@@ -112,6 +113,14 @@ IMAGENET = Config(
 
 The paper does not say how many images it searches on. It follows PC-DARTS elsewhere, which takes 10 % for the weights
 and 2.5 % for the architecture: ``--share 0.125`` on the command line, divided by ``train_share``.
+"""
+
+
+IMAGENET_EVALUATION = replace(training.IMAGENET_EVALUATION, batch_size=1024, learning_rate=0.5, decay="linear")
+"""How a found cell's network trains on ImageNet (§4.3): 250 epochs, label smoothing, an auxiliary head.
+
+With 14 cells and 48 channels at first: ``DerivedNetwork(genotype, 48, 14, 1000, auxiliary=True, stem="imagenet")``. On
+CIFAR-10 it is DARTS' setting, :data:`nasbook.training.CIFAR10_EVALUATION`, with 20 cells and 36 channels.
 """
 
 

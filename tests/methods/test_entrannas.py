@@ -53,6 +53,9 @@ def test_the_papers_settings():
     imagenet = entrannas.IMAGENET
     assert (imagenet.stem, imagenet.batch_size, imagenet.learning_rate) == ("imagenet", 1024, 0.5)
     assert imagenet.architecture_learning_rate == 6e-3 and imagenet.temperature == 5.0
+    evaluation = entrannas.IMAGENET_EVALUATION
+    assert (evaluation.epochs, evaluation.batch_size, evaluation.learning_rate) == (250, 1024, 0.5)
+    assert (evaluation.decay, evaluation.weight_decay, evaluation.label_smoothing) == ("linear", 3e-5, 0.1)
     sparse = entrannas_dst.IMAGENET
     assert (sparse.temperature, sparse.temperature_decay, sparse.penalty_weight) == (1.0, 0.9, 0.2)
     same = {field.name for field in fields(entrannas.Config)} - {"temperature", "temperature_decay"}
