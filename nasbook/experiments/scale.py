@@ -222,8 +222,8 @@ class EnTranNASScale(Scale):
     """The numbers of Chapter 3, whose supernets have more cells, so that Transit-cells are most of them."""
 
     annealed_learning_rate: float
-    """Of Adam on α and β in EnTranNAS. Rate × steps is 1.47 at every scale, as in the paper (6e-4 × 50 epochs × 49
-    steps); the temperature falls from 5 to the same end."""
+    """Of Adam on α and β in EnTranNAS. Rate × steps is 1.35 to 1.47 at every scale, as in the paper (6e-4 × 50 epochs ×
+    49 steps); the temperature falls from 5 to about 0.1, as there."""
     weights_learning_rate: float
     """Of the weights' SGD in EnTranNAS, at the start; 0.2 in the paper, for a batch of 512. At ``quick``, of 0.0125,
     0.05, 0.1 and 0.2, the one with which one supernet's training accuracy rose fastest."""
