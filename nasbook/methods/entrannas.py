@@ -69,7 +69,7 @@ class Config(darts.Config):
     """
 
     batch_size: int = 512
-    """Images a step, of each share."""
+    """Images a step, of each share, over all processes."""
     order: Literal["first-order", "second-order", "finite-difference"] = "first-order"
     """Form of the architecture gradient: ξ = 0, the exact product, or DARTS' approximation of it."""
     learning_rate: float = 0.2

@@ -215,7 +215,7 @@ class SharedCell(SearchCell):
 
     def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
         columns = range(len(self.space.operations))
-        used = {source: columns for source in range(self.space.inputs + self.space.nodes) if self.space.targets(source)}
+        used = {int(source): columns for source in self.sources}
         return self._run_columns(older, newer, coefficients, used)
 
     def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
@@ -233,7 +233,8 @@ class SharedCell(SearchCell):
     ) -> Tensor:
         """Some operations of every source, each computed once and weighted for all later nodes by one product."""
         space = self.space
-        rows = {edge: row for row, edge in enumerate(space.edges)}
+        # Rows and columns are taken apart and stacked: an index made of Python's numbers would wait for the device.
+        rows = dict(zip(space.edges, coefficients.unbind(0), strict=True))
         nodes, entering = self.begin(older, newer)
         arriving: list[list[Tensor]] = [[] for _ in range(space.nodes)]
         for source in range(space.inputs + space.nodes - 1):
@@ -244,7 +245,8 @@ class SharedCell(SearchCell):
             modules = list(candidates_of(self.sources[str(source)]).values())
             features = [modules[column](entering[source]) for column in used[source]]
             targets = space.targets(source)
-            weights = coefficients[[rows[source, target] for target in targets]][:, list(used[source])]
+            columns = torch.stack([rows[source, target] for target in targets]).unbind(1)  # one an operation
+            weights = torch.stack([columns[column] for column in used[source]], dim=1)  # (targets, features)
             for target, part in zip(targets, weighted_sums(features, weights), strict=True):
                 arriving[target - space.inputs].append(part)
         self.form(nodes, entering, arriving[-1])

@@ -42,8 +42,10 @@ class AnnealedSoftmax(SoftmaxRelaxation):
     def coefficients(self) -> Float[Tensor, "edges operations"]:
         return (self.alpha / self.temperature).softmax(dim=-1)  # Eq. 5
 
+    @torch.no_grad()
     def derive(self) -> CellGenotype:
-        return self.derivation(self.coefficients(), self.space)
+        # To the CPU first: Transit-cells derive in every pass, and so it waits for the device once.
+        return self.derivation(self.coefficients().cpu(), self.space)
 
 
 class SparseRelaxation(AnnealedSoftmax):
@@ -99,9 +101,10 @@ class SparseRelaxation(AnnealedSoftmax):
         # An edge with nothing left stays at zero: where() keeps 0/0 away.
         return q / torch.where(total > 0, total, 1)  # Eq. 9
 
+    @torch.no_grad()
     def derive(self) -> CellGenotype:
         """Every connection whose coefficient is not zero (Eq. 10)."""
-        return non_zero_connections(self.coefficients(), self.space)
+        return non_zero_connections(self.coefficients().cpu(), self.space)
 
     def penalty(self) -> Float[Tensor, ""]:
         """λ times the mean of −log t over the intermediate nodes (Eq. 11)."""
