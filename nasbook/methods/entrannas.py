@@ -164,8 +164,8 @@ class Search(darts.Search):
 
     @property
     def temperature(self) -> float:
-        """τ of the current epoch."""
-        return self.config.temperature * self.config.temperature_decay**self.epoch
+        """τ of the current epoch; of the last one when all are done, so that the cells stay those it ended with."""
+        return self.config.temperature * self.config.temperature_decay ** min(self.epoch, self.total_epochs - 1)
 
     def begin_epoch(self) -> None:
         super().begin_epoch()

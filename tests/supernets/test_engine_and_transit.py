@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from nasbook.analysis import count_parameters
 from nasbook.errors import InvalidInput
@@ -25,7 +26,7 @@ from nasbook.supernets import (
     engine_positions,
     strongest_edges,
 )
-from nasbook.training import FirstOrder
+from nasbook.training import FirstOrder, SecondOrder
 
 few = settings(derandomize=True, deadline=None, max_examples=20)
 SPACE = Space(DARTS_SPACE.choices)
@@ -350,6 +351,47 @@ def test_weights_that_are_left_out_keep_their_optimisers_state():
     favour(three)
     update.step(*batches)
     assert not torch.equal(state("sep_conv_3x3")[1], learned[1])
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_second_order_through_transit_cells(sharing):
+    """Against differences of L_val(w − ξ ∇_w L_train(w, α), α) in α, the derived cell being the same all along."""
+    torch.manual_seed(0)
+    space = Space(("skip_connect", "avg_pool_3x3", "sep_conv_3x3"), nodes=2)
+    options = {"engine_cells": "first", "feature_sharing": sharing, "bottleneck": 2, "engine": "readable"}
+    network = SearchNetwork(space, 4, 4, 3, **options).double()
+    for relaxation in network.relaxations.values():
+        relaxation.alpha.data.normal_()
+    train, validation = ((torch.randn(4, 3, 8, 8).double(), torch.tensor([0, 1, 2, 0])) for _ in range(2))
+    xi = 0.01
+    update = SecondOrder(network, torch.optim.SGD(network.weights(), xi), torch.optim.Adam(network.architecture()))
+    found = update.architecture_gradient(train, validation)
+    names = [name for name, _ in network.named_parameters() if not name.startswith("relaxations.")]
+
+    def objective():
+        weights = tuple(network.weights())
+        loss = F.cross_entropy(network(train[0]), train[1])
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        assert any(gradient is None for gradient in gradients)  # what Transit-cells leave out
+        moved = {
+            name: weight.detach() - (0 if gradient is None else xi * gradient)
+            for name, weight, gradient in zip(names, weights, gradients, strict=True)
+        }
+        with torch.no_grad():
+            return float(F.cross_entropy(functional_call(network, moved, validation[0]), validation[1]))
+
+    genotype = network.genotype()
+    for alpha, gradient in zip(network.architecture(), found.gradients, strict=True):
+        direction = torch.randn_like(alpha)
+        start = alpha.detach().clone()
+        values = []
+        for sign in (1, -1):
+            alpha.data.copy_(start + sign * 1e-8 * direction)
+            assert network.genotype() == genotype
+            values.append(objective())
+        alpha.data.copy_(start)
+        expected = (values[0] - values[1]) / 2e-8
+        assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_shared_cells_without_some_edges():
