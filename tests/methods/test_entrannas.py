@@ -139,6 +139,21 @@ def test_without_its_components_it_is_darts(data):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_dst_with_thresholds_of_zero_is_entrannas(data):
+    """Eq. 7 to 9 at t = 0 give Eq. 5 back, and nothing else differs between the two searches."""
+    settings = {"engine_cells": "all", "architecture_learning_rate": 1e-9}  # Adam makes whole steps of rounding errors
+    plain = search_of(data, **settings)
+    sparse = search_of(data, "entrannas-dst", **settings, initial_beta=-1e4, penalty_weight=0.0)
+    weights = dict(plain.network.named_parameters())
+    for key, weight in sparse.network.named_parameters():
+        assert key.endswith("beta") or torch.equal(weight, weights[key]), key
+    measured = []
+    for search in (plain, sparse):
+        search.begin_epoch()
+        measured.append(torch.stack([value.detach() for value in search.run_step(0)]))
+    torch.testing.assert_close(*measured, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_temperature_falls_and_the_report_tells_it(data, name):
     search = search_of(data, name, temperature=2.0, temperature_decay=0.5, epochs=3)
@@ -201,6 +216,32 @@ def test_resume_to_the_same_bits(data, name, steps, tmp_path):
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert one.genotype == other.genotype and one.child_accuracy == other.child_accuracy
         assert type(other) is type(one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_finished_search_keeps_its_cells_when_it_is_loaded(data, name, tmp_path):
+    settings = {"epochs": 1, "temperature": 5.0, "temperature_decay": 0.01}
+    search = search_of(data, name, **settings)
+    list(search.epochs())
+    search.save(tmp_path / "checkpoint.pt")
+    again = search_of(data, name, **settings)
+    again.load(tmp_path / "checkpoint.pt")
+    assert again.temperature == search.history[-1].temperature == 5.0
+    assert again.result().genotype == search.history[-1].genotype
+    with torch.no_grad():
+        a, b = search.network.coefficients(), again.network.coefficients()
+    assert all(torch.equal(a[kind], b[kind]) for kind in a)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_waits_for_the_device_once_a_kind_and_pass(data, name, monkeypatch):
+    search = search_of(data, name)
+    search.begin_epoch()
+    fetched = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(tuple(tensor.shape)) or original(tensor))
+    search.run_step(0)
+    assert fetched == [(len(search.space.edges), 3)] * 4  # α's pass and the weights', both kinds of cell
 
 
 def _same(one, other):
