@@ -185,8 +185,10 @@ class Search(darts.Search):
         held_out = self.loaders[1].images, self.loaders[1].labels, self.data
         with self.network.child():
             child_loss, child_accuracy = evaluate(self.network, *held_out)
-        with self.network.child(weighted=True):
-            _, weighted = evaluate(self.network, *held_out)
+        weighted = common.validation_accuracy  # of a sparse supernet: it is its weighted child-net
+        if not all(relaxation.sparse for relaxation in self.network.relaxations.values()):
+            with self.network.child(weighted=True):
+                _, weighted = evaluate(self.network, *held_out)
         return Report(
             **{field.name: getattr(common, field.name) for field in fields(common)},
             temperature=self.temperature,

@@ -12,6 +12,7 @@ as a Transit-cell does not, so that their weights wait untouched too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -40,6 +41,8 @@ class Config(entrannas.Config):
         super().__post_init__()
         if not self.penalty_weight >= 0:
             raise InvalidInput(f"penalty_weight must be at least 0, got {self.penalty_weight}.")
+        if not math.isfinite(self.initial_beta):
+            raise InvalidInput(f"initial_beta must be finite, got {self.initial_beta}.")
         if self.derivation != "edges":
             raise InvalidInput("derivation has no effect here: EnTranNAS-DST keeps what is not zero. Leave it out.")
 

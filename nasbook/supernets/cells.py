@@ -7,7 +7,7 @@ form, one module an operation, that faster executions are tested against.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -138,7 +138,8 @@ class SearchCell(nn.Module):
 
     def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
         """Only the operations of a derived cell, each module once however many edges share it."""
-        nodes, entering = self.begin(older, newer)
+        read = {edge.source for edge in derived.edges}
+        nodes, entering = self.begin(older, newer, read)
         features: dict[nn.Module, Tensor] = {}
         rows = {edge: row for row, edge in enumerate(self.space.edges)}
         columns = {name: column for column, name in enumerate(self.space.operations)}
@@ -152,24 +153,37 @@ class SearchCell(nn.Module):
                 if coefficients is not None:
                     part = coefficients[rows[edge.source, edge.target], columns[edge.operation]] * part
                 parts.append(part)
-            self.form(nodes, entering, parts)
+            self.form(nodes, entering, parts, read)
         return torch.cat(nodes[self.space.inputs :], dim=1)
 
-    def begin(self, older: Tensor, newer: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The input nodes, and what their operations read: the same, or fewer channels of it."""
-        nodes = [self.preprocessing[0](older), self.preprocessing[1](newer)]
-        return nodes, [narrow(node) for narrow, node in zip(self.narrow, nodes, strict=False)]
+    def begin(
+        self, older: Tensor, newer: Tensor, read: Collection[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The input nodes, and what their operations read: the same, or fewer channels of it.
 
-    def form(self, nodes: list[Tensor], entering: list[Tensor], parts: Sequence[Tensor]) -> None:
+        ``read`` has the nodes that operations read, None all; of the others nothing is computed.
+        """
+        nodes = [self.preprocessing[0](older), self.preprocessing[1](newer)]
+        return nodes, [self._entering(place, node, read) for place, node in enumerate(nodes)]
+
+    def form(
+        self,
+        nodes: list[Tensor],
+        entering: list[Tensor],
+        parts: Sequence[Tensor],
+        read: Collection[int] | None = None,
+    ) -> None:
         """Adds the next node, the sum of what arrives, to both lists; a node that nothing reaches is zero."""
         place = len(nodes)
         if parts:
-            total = self.add(parts)
+            nodes.append(self.widen[place - self.space.inputs](self.add(parts)))
         else:
-            total = torch.zeros_like(entering[0][:, :, :: self.input_stride, :: self.input_stride])
-        nodes.append(self.widen[place - self.space.inputs](total))
+            nodes.append(torch.zeros_like(nodes[0][:, :, :: self.input_stride, :: self.input_stride]))
         if place < len(self.narrow):
-            entering.append(self.narrow[place](nodes[-1]))
+            entering.append(self._entering(place, nodes[-1], read))
+
+    def _entering(self, place: int, node: Tensor, read: Collection[int] | None) -> Tensor:
+        return self.narrow[place](node) if read is None or place in read else node
 
     def add(self, parts: Sequence[Tensor]) -> Tensor:
         """The sum of at least one image."""
@@ -235,11 +249,11 @@ class SharedCell(SearchCell):
         space = self.space
         # Rows and columns are taken apart and stacked: an index made of Python's numbers would wait for the device.
         rows = dict(zip(space.edges, coefficients.unbind(0), strict=True))
-        nodes, entering = self.begin(older, newer)
+        nodes, entering = self.begin(older, newer, used)
         arriving: list[list[Tensor]] = [[] for _ in range(space.nodes)]
         for source in range(space.inputs + space.nodes - 1):
             if source >= space.inputs:
-                self.form(nodes, entering, arriving[source - space.inputs])
+                self.form(nodes, entering, arriving[source - space.inputs], used)
             if source not in used:
                 continue
             modules = list(candidates_of(self.sources[str(source)]).values())

@@ -30,7 +30,7 @@ class AnnealedSoftmax(SoftmaxRelaxation):
     Args:
         space: the cell space.
         temperature: τ.
-        derivation: the rule Ω of Eq. 4.
+        derivation: the rule Ω of Eq. 4; it is given the logarithms of the coefficients.
     """
 
     def __init__(self, space: Space, temperature: float = 1.0, derivation: Derivation = strongest_edges) -> None:
@@ -44,8 +44,9 @@ class AnnealedSoftmax(SoftmaxRelaxation):
 
     @torch.no_grad()
     def derive(self) -> CellGenotype:
-        # To the CPU first: Transit-cells derive in every pass, and so it waits for the device once.
-        return self.derivation(self.coefficients().cpu(), self.space)
+        # To the CPU first: Transit-cells derive in every pass, and so it waits for the device once. Logarithms have the
+        # same order, and no ties where a cold softmax has rounded several leaders to 1.
+        return self.derivation((self.alpha / self.temperature).log_softmax(dim=-1).cpu(), self.space)
 
 
 class SparseRelaxation(AnnealedSoftmax):

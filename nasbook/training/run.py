@@ -3,8 +3,8 @@
 Searches and trainings share it. A subclass says what a step does and what an epoch reports; everything
 about order, interruption, divergence, randomness and state is here.
 
-Nothing in a step waits for the device: what a step measured goes into a row of a tensor, which is read when an
-epoch ends (or by a progress bar, now and then).
+Nothing in a step waits for the device, but for the deriving of Transit-cells: what a step measured goes into a row of
+a tensor, which is read when an epoch ends (or by a progress bar, now and then).
 
 Where several processes share a run (:mod:`nasbook.processes`), all of them call the same methods at the same steps.
 After every step they hold the same state to the bit, and they stop, fail and save together.

@@ -94,6 +94,8 @@ def test_wrong_names():
             config.__post_init__()
     with pytest.raises(InvalidInput, match="penalty_weight must be at least 0, got nan"):
         entrannas_dst.Config(penalty_weight=math.nan)
+    with pytest.raises(InvalidInput, match="initial_beta must be finite, got nan"):
+        entrannas_dst.Config(initial_beta=math.nan)
     with pytest.raises(InvalidInput, match="derivation has no effect here"):
         entrannas_dst.Config(derivation="connections")
 

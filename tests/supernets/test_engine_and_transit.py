@@ -88,6 +88,12 @@ def test_what_a_transit_cell_leaves_out_is_not_touched(kind, bottleneck):
     owners = cell.sources if kind is SharedCell else cell.edges
     for name, parameter in owners.named_parameters():
         assert (parameter.grad is not None) == (parameter in outside), name
+    read = {edge.source for edge in genotype.edges}
+    for node, narrow in enumerate(cell.narrow):  # nor is a node made narrow that nothing reads
+        for parameter in narrow.parameters():
+            assert (parameter.grad is not None) == (node in read)
+        for name, buffer in narrow.named_buffers():
+            assert torch.equal(buffer, before[f"narrow.{node}.{name}"]) == (node not in read)
     ran = {buffer for module in used for buffer in module.buffers()}
     for name, buffer in owners.named_buffers():
         full = f"{'sources' if kind is SharedCell else 'edges'}.{name}"
@@ -205,8 +211,10 @@ def test_bottlenecks_that_do_not_fit(channels, bottleneck):
 
 def test_a_node_that_nothing_reaches_is_zero():
     genotype = CellGenotype((Edge(0, 2, "sep_conv_3x3"), Edge(1, 5, "skip_connect")))
-    for kind, reduces in itertools.product(CELLS, (False, True)):
-        cell = kind(SPACE, place(reduces)).double()
+    for kind, reduces, bottleneck in itertools.product(CELLS, (False, True), (1, 2)):
+        cell = kind(SPACE, place(reduces), bottleneck).double()
+        cell(*images(), torch.rand(14, 7).double())  # statistics that are not the initial ones
+        cell.eval()
         out = cell(*images(), derived=genotype).detach()
         assert out.shape[1] == 16 and float(out[:, 4:12].abs().max()) == 0 and float(out[:, 12:].abs().max()) > 0
 

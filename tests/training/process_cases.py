@@ -16,7 +16,7 @@ from torch import nn
 from nasbook import processes
 from nasbook.data import loaders
 from nasbook.genotypes import Space
-from nasbook.methods import darts, entrannas, milenas, stretchable
+from nasbook.methods import darts, entrannas, entrannas_dst, milenas, stretchable
 from nasbook.networks import DerivedNetwork
 from nasbook.training import Fit, FitConfig, drive, evaluate
 
@@ -27,7 +27,7 @@ specification.loader.exec_module(tiny)
 
 DATA = tiny.tiny_data()
 FORMS = ("first-order", "second-order", "finite-difference")
-KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "fit")
+KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "entrannas-dst", "fit")
 SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1)  # each batch norm costs two messages a pass
 
 
@@ -47,6 +47,7 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
             "milenas": (milenas, {"order": form}),
             "stretchable": (stretchable, {"train_share": 1 / 3, "topology_share": 1 / 3}),
             "entrannas": (entrannas, {"bottleneck": 1, "recompute_cells": 1}),
+            "entrannas-dst": (entrannas_dst, {"channels": 4, "bottleneck": 2, "temperature": 0.05}),
         }.get(kind, (darts, {"order": kind}))
 
         class Search(method.Search):  # type: ignore[name-defined]

@@ -12,7 +12,7 @@ from nasbook.errors import InvalidInput
 
 HERE = Path(__file__).parent
 FORMS = ("first-order", "second-order", "finite-difference")
-KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "fit")
+KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "entrannas-dst", "fit")
 
 
 @pytest.fixture(scope="module")
