@@ -164,7 +164,7 @@ class SearchCell(nn.Module):
         ``read`` has the nodes that operations read, None all; of the others nothing is computed.
         """
         nodes = [self.preprocessing[0](older), self.preprocessing[1](newer)]
-        return nodes, [self._entering(place, node, read) for place, node in enumerate(nodes)]
+        return nodes, [self._narrowed(place, node, read) for place, node in enumerate(nodes)]
 
     def form(
         self,
@@ -180,9 +180,9 @@ class SearchCell(nn.Module):
         else:
             nodes.append(torch.zeros_like(nodes[0][:, :, :: self.input_stride, :: self.input_stride]))
         if place < len(self.narrow):
-            entering.append(self._entering(place, nodes[-1], read))
+            entering.append(self._narrowed(place, nodes[-1], read))
 
-    def _entering(self, place: int, node: Tensor, read: Collection[int] | None) -> Tensor:
+    def _narrowed(self, place: int, node: Tensor, read: Collection[int] | None) -> Tensor:
         return self.narrow[place](node) if read is None or place in read else node
 
     def add(self, parts: Sequence[Tensor]) -> Tensor:

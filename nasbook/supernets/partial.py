@@ -126,13 +126,21 @@ class FusedPartialCell(FusedCell):
         finally:
             del self._weights, self._held_out  # which hold on to the pass' whole graph
 
-    def begin(self, older: Tensor, newer: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        nodes, _ = super().begin(older, newer)
+    def begin(
+        self, older: Tensor, newer: Tensor, read: Collection[int] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        nodes, _ = super().begin(older, newer, read)
         self._held_out = [shrunk(node[:, self.selected :], self.input_stride) for node in nodes]
         return nodes, [node[:, : self.selected] for node in nodes]
 
-    def form(self, nodes: list[Tensor], entering: list[Tensor], parts: Sequence[Tensor]) -> None:
-        super().form(nodes, entering, parts)  # of the selected channels
+    def form(
+        self,
+        nodes: list[Tensor],
+        entering: list[Tensor],
+        parts: Sequence[Tensor],
+        read: Collection[int] | None = None,
+    ) -> None:
+        super().form(nodes, entering, parts, read)  # of the selected channels
         incoming = self._entering[len(nodes) - 1 - self.space.inputs]
         passing = functools.reduce(torch.add, [self._weights[row] * self._held_out[source] for source, row in incoming])
         nodes[-1] = shuffled(torch.cat([nodes[-1], passing], dim=1), self.partition)
