@@ -9,7 +9,7 @@ Symbols: ``partition`` is K, ``alpha`` is α, ``beta`` is β, C are the channels
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
