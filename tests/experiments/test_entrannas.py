@@ -279,23 +279,22 @@ def test_costs_have_the_same_work_in_every_round(monkeypatch):
 def costs_of(memory, bottleneck, extended):
     names = list(entrannas_costs.PAPER_MEMORY)[1:]
     rows = {f"{name}, readable": {"saved_ratio": ratio} for name, ratio in zip(names, memory, strict=True)}
-    for engine, ratio in zip(("readable", "fused"), bottleneck, strict=True):
+    for engine, ratio, seconds in zip(("readable", "fused"), bottleneck, extended, strict=True):
+        for name in names:
+            rows.setdefault(f"{name}, {engine}", {}).update(ratio=2.0, seconds=1.0)
         rows[f"bottleneck, {engine}, enlarged"] = {"ratio": ratio}
-    for name in names:
-        rows[f"{name}, readable"]["ratio"] = 1.0
-        rows[f"{name}, fused"] = {"ratio": 2.0, "seconds": 1.0}
-    rows["12 operations, fused"] = {"seconds": extended}
-    rows["7 operations in all cells, fused"] = {"seconds": 1.0}
-    rows["12 operations in all cells, fused"] = {"seconds": 2.0}
+        rows[f"12 operations, {engine}"] = {"seconds": seconds}
+        rows[f"7 operations in all cells, {engine}"] = {"seconds": 1.0}
+        rows[f"12 operations in all cells, {engine}"] = {"seconds": 2.0}
     return [rows]
 
 
 @pytest.mark.parametrize(
     ("memory", "bottleneck", "extended", "expected"),
     [
-        ((2.1, 3.6, 6.1), (13, 14), 1.1, ("holds", "holds", "holds")),
-        ((2.1, 3.0, 6.1), (9, 14), 1.3, ("partly", "partly", NOT)),
-        ((1.0, 1.0, 1.0), (9, 9), 1.26, (NOT, NOT, NOT)),
+        ((2.1, 3.6, 6.1), (13, 14), (1.1, 1.2), ("holds", "holds", "holds")),
+        ((2.1, 3.0, 6.1), (9, 14), (1.1, 1.3), ("partly", "partly", "partly")),
+        ((1.0, 1.0, 1.0), (9, 9), (1.26, 1.3), (NOT, NOT, NOT)),
     ],
 )
 def test_the_verdicts_on_costs(record_of, memory, bottleneck, extended, expected):
