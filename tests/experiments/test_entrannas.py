@@ -282,8 +282,9 @@ def costs_of(memory, bottleneck, extended):
     for engine, ratio, seconds in zip(("readable", "fused"), bottleneck, extended, strict=True):
         for name in names:
             rows.setdefault(f"{name}, {engine}", {}).update(ratio=2.0, seconds=1.0)
-        rows[f"bottleneck, {engine}, enlarged"] = {"ratio": ratio}
-        rows[f"12 operations, {engine}"] = {"seconds": seconds}
+        rows[f"bottleneck, {engine}, enlarged"] = {"ratio": ratio, "seconds": 1.0}
+        rows[f"12 operations, {engine}"] = {"seconds": 9.0}
+        rows[f"12 operations, {engine}, enlarged"] = {"seconds": seconds}
         rows[f"7 operations in all cells, {engine}"] = {"seconds": 1.0}
         rows[f"12 operations in all cells, {engine}"] = {"seconds": 2.0}
     return [rows]
