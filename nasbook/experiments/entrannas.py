@@ -33,6 +33,8 @@ from nasbook.methods.entrannas import EXTENDED_SPACE, STANDARD_SPACE
 from nasbook.supernets import EngineCells
 from nasbook.training import kept_statistics
 
+__all__ = ["METHODS", "PLACEMENTS", "connections", "drops", "penalty_weights", "rank_correlations"]
+
 CHAPTER = "03-engine-and-transit-cells"
 
 PLACEMENTS: tuple[EngineCells, ...] = ("all", "half", "last", "first")

@@ -22,6 +22,8 @@ from nasbook.operations import Pool, get_operation
 from nasbook.seeding import generator
 from nasbook.supernets import SearchCell, SearchNetwork, SharedCell, SparseRelaxation, strongest_edges
 
+__all__ = ["candidate_calls", "derived_copy", "exact_results"]
+
 CHAPTER = "03-engine-and-transit-cells"
 
 

@@ -28,6 +28,8 @@ from nasbook.methods.entrannas import EXTENDED_SPACE, STANDARD_SPACE
 from nasbook.supernets import SearchNetwork
 from nasbook.training import BilevelUpdate
 
+__all__ = ["ENLARGED", "PAPER_DAYS", "PAPER_MEMORY", "Contestant", "components", "costs"]
+
 CHAPTER = "03-engine-and-transit-cells"
 
 BATCH = 8

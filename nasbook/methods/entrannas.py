@@ -46,6 +46,17 @@ from nasbook.supernets import (
 )
 from nasbook.training import evaluate
 
+__all__ = [
+    "DERIVATIONS",
+    "EXTENDED_SPACE",
+    "IMAGENET",
+    "IMAGENET_EVALUATION",
+    "STANDARD_SPACE",
+    "Config",
+    "Report",
+    "Search",
+]
+
 DERIVATIONS: dict[str, Callable[[Float[Tensor, "edges operations"], Space], CellGenotype]] = {
     "edges": strongest_edges,
     "connections": strongest_connections,

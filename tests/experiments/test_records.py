@@ -16,6 +16,7 @@ from nasbook.errors import InvalidInput
 from nasbook.experiments import (
     Measurement,
     find_record,
+    get_experiment,
     get_scale,
     load_records,
     read_record,
@@ -165,7 +166,7 @@ def test_provenance(data):
 def test_the_committed_records_can_be_read():
     assert records_folder().is_dir()
     for record in load_records():
-        numbers = get_scale(record.scale["name"])
+        numbers = get_experiment(record.experiment).scaled(get_scale(record.scale["name"]))
         assert record.scale["search_epochs"] == numbers.search_epochs
         assert len({m.provenance.data_checksum for m in record.measurements}) == 1
         assert [m.seed for m in record.measurements] == sorted({m.seed for m in record.measurements})

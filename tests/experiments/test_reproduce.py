@@ -203,7 +203,7 @@ def test_the_registry():
         assert get_experiment(experiment.name) is experiment
         assert experiment.title and not experiment.title.endswith(".")
         assert experiment.run.__doc__
-        assert experiment.seeds(SCALES["quick"]) == (3 if experiment.seeded else 1)
+        assert experiment.seeds(SCALES["quick"]) == (max(3, experiment.least) if experiment.seeded else 1)
 
 
 def test_other_data_than_the_scale_names_are_refused(tmp_path):

@@ -94,7 +94,7 @@ def test_a_search_from_begin_to_end(name, data):
     assert result.history == tuple(reports)
     assert result.seconds == sum(report.seconds for report in reports) > 0
     assert result.genotype.kinds == ("normal", "reduction")
-    if name != "stretchable":  # whose nodes choose any number of edges
+    if name not in ("stretchable", "entrannas-dst"):  # whose nodes choose any number of edges
         assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
     assert set(result.genotype.operations()) <= set(SPACE.choices)
     for report in reports:
@@ -130,7 +130,7 @@ def test_too_few_images_for_a_batch(name, data):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_operation(name, data):
     method = METHODS[name]
-    config = method.Config(**{**SMALL, "channels": 4})
+    config = method.Config(**{**SMALL, "channels": 8})
     with pytest.raises(InvalidInput, match=r"Unknown operation 'sep_conv_3x4'. Did you mean 'sep_conv_3x3'"):
         method.Search(config, data, Space(("sep_conv_3x4",), nodes=2))
 
