@@ -1,0 +1,1 @@
+"""Growth: functions that take a network and return a larger one (Chapter 4)."""
