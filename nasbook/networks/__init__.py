@@ -1,4 +1,4 @@
-"""Discrete networks: what a genotype becomes (Chapter 1)."""
+"""Discrete networks: what a genotype becomes (Chapter 1), and networks that grow (Chapter 4)."""
 
 from nasbook.networks.derived import (
     AuxiliaryHead,
@@ -8,6 +8,22 @@ from nasbook.networks.derived import (
     DropPath,
     set_drop_path,
 )
+from nasbook.networks.growable import (
+    Channels,
+    Declaration,
+    Flow,
+    Growable,
+    Place,
+    PlainLayer,
+    ResidualLayer,
+    Width,
+    output_channels,
+)
+from nasbook.networks.growable_networks import GROWABLE_NETWORKS, STANDARD_WIDTHS, build_growable, scaled_widths
+from nasbook.networks.mobilenet import MobileNetV1
+from nasbook.networks.perceptron import Perceptron
+from nasbook.networks.radial import Gaussian, RadialNetwork, radial_data, radial_target
+from nasbook.networks.residual_stack import BlockStack
 from nasbook.networks.segmentation import (
     Backbone,
     SegmentationNetwork,
@@ -25,26 +41,48 @@ from nasbook.networks.stacking import (
     reduction_positions,
     stack_cells,
 )
+from nasbook.networks.vgg import VGG
 
 __all__ = [
+    "GROWABLE_NETWORKS",
+    "STANDARD_WIDTHS",
+    "VGG",
     "AuxiliaryHead",
     "AuxiliaryOutput",
     "Backbone",
+    "BlockStack",
     "CellPlacement",
+    "Channels",
     "CifarStem",
+    "Declaration",
     "DerivedCell",
     "DerivedNetwork",
     "DropPath",
+    "Flow",
+    "Gaussian",
+    "Growable",
     "ImageNetStem",
+    "MobileNetV1",
+    "Perceptron",
+    "Place",
+    "PlainLayer",
+    "RadialNetwork",
+    "ResidualLayer",
     "SegmentationNetwork",
     "StemName",
+    "Width",
     "atrous_rates",
+    "build_growable",
     "build_stem",
     "channels_for",
     "make_atrous",
+    "output_channels",
     "output_strides",
     "parameters_of",
+    "radial_data",
+    "radial_target",
     "reduction_positions",
+    "scaled_widths",
     "set_drop_path",
     "stack_cells",
 ]

@@ -14,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -99,7 +98,7 @@ class Growable(nn.Module, ABC):
 
 def output_channels(layer: nn.Module) -> int:
     """Channels that a convolution or a linear layer writes."""
-    return int(layer.weight.shape[0])  # type: ignore[union-attr,index]
+    return int(layer.weight.shape[0])  # type: ignore[index]
 
 
 @dataclass
@@ -135,14 +134,15 @@ class Flow:
         assert isinstance(layers, nn.Sequential)
         for index, layer in enumerate(layers):
             here = f"{path}.{index}"
+            norm = (f"{here}.norm",) if getattr(layer, "normalized", False) else ()
             if isinstance(layer, ResidualLayer):
-                inner = self.write(f"{here}.layer", f"{here}.norm") if layer.normalized else self.write(f"{here}.layer")
+                inner = self.write(f"{here}.layer", *norm)
                 inner.read_by.append(f"{here}.projection")
                 channels.read_by.append(f"{here}.layer")
                 channels.written_by.append(f"{here}.projection")
             elif isinstance(layer, PlainLayer):
                 channels.read_by.append(f"{here}.layer")
-                channels = self.write(f"{here}.layer", f"{here}.norm") if layer.normalized else self.write(f"{here}.layer")
+                channels = self.write(f"{here}.layer", *norm)
             else:
                 raise InvalidInput(
                     f"The place {path} holds a {type(layer).__name__}; expected a ResidualLayer or a PlainLayer."
