@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.animation import AbstractMovieWriter, Animation, FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -176,6 +177,24 @@ def pick(number: int, most: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, number - 1, min(number, most))})
 
 
+def eventful(counts: Float[np.ndarray, " epochs"], most: int) -> list[int]:
+    """At most ``most`` places, the first and the last among them: half by time, half by how much the counts change.
+
+    The connections of a sparse search go within a few epochs, and a network grows in a few. Frames at even steps of
+    time would miss how.
+    """
+    moved = np.concatenate([[0.0], np.abs(np.diff(counts)).cumsum()])
+    time = np.linspace(0, 1, len(counts))
+    progress = (time + moved / moved[-1]) / 2 if moved[-1] else time
+    # The first, the last, and then always the place that is farthest from those there are.
+    places = [0, len(counts) - 1][:most]
+    while len(places) < min(most, len(counts)):
+        nearest = np.abs(progress[:, None] - progress[places]).min(axis=1)
+        nearest[places] = -1.0
+        places.append(int(nearest.argmax()))
+    return sorted(set(places))
+
+
 def film(figure: Figure, draw: Callable[[int], None], places: Sequence[int]) -> FuncAnimation:
     """An animation whose frames are ``draw(place)`` for every place, at the pace of the player."""
 
@@ -301,9 +320,9 @@ _PLAYER = """
      style="display: inline-block; max-width: 100%; padding-bottom: 6px; background: white; color: #1a1a1a;
             border-radius: 4px; font-family: sans-serif; font-size: 14px; text-align: center">
 {picture}
-<div><input type="range" min="0" max="{last}" value="0" step="1" aria-label="Frame" style="width: 70%"></div>
+<div><input type="range" min="0" max="{last}" value="{still}" step="1" aria-label="Frame" style="width: 70%"></div>
 <div>{buttons}
-<output aria-live="off" style="display: inline-block; min-width: 5em">1 of {count}</output></div>
+<output aria-live="off" style="display: inline-block; min-width: 5em">{shown} of {count}</output></div>
 </div>
 <script>
 (function () {{
@@ -337,7 +356,7 @@ _PLAYER = """
     }};
     player.querySelectorAll("button").forEach(function (button) {{ button.onclick = doing[button.dataset.do]; }});
     slider.oninput = function () {{ stop(); go(Number(slider.value)); }};
-    go(0);
+    go({still});
   }});
 }})();
 </script>
@@ -360,7 +379,7 @@ class Film:
     """
 
     picture: str
-    """The first frame as an ``<svg>`` with the attribute ``aria-label="{alt}"``, for the words."""
+    """A frame as an ``<svg>`` with the attribute ``aria-label="{alt}"``, for the words."""
     frames: int
     """Number of frames."""
     data: str
@@ -369,12 +388,15 @@ class Film:
     """A script that defines ``paint(frame)`` for the element ``player``; frames count from 0."""
     interval: int = 400
     """Milliseconds from frame to frame."""
+    still: int = 0
+    """Which frame the picture is. It shows at first, on paper, and where scripts don't run."""
 
 
 def show_animation(animation: Animation | Film, alt: str, *, dpi: float = 96, colours: int = 96) -> Described:
     """The animation as HTML with a slider, which plays on a static page, in Jupyter and on Colab.
 
-    Everything is inside: no other file, no other host. Where scripts don't run, the first frame shows.
+    Everything is inside: no other file, no other host. Where scripts don't run, the first frame shows; of a film, the
+    one that it names.
 
     Args:
         animation: a matplotlib animation, or a film.
@@ -386,7 +408,9 @@ def show_animation(animation: Animation | Film, alt: str, *, dpi: float = 96, co
     if isinstance(animation, Film):
         prelude = f"  const film = {animation.data};"
         picture = animation.picture.replace("{alt}", html.escape(alt))
-        return Described(_player(picture, animation.frames, prelude, animation.paint, animation.interval), alt)
+        return Described(
+            _player(picture, animation.frames, prelude, animation.paint, animation.interval, animation.still), alt
+        )
     figure: Figure = animation._fig  # type: ignore[attr-defined]
     writer = _Frames(colours)
     animation.save("frames", writer=writer, dpi=dpi)
@@ -400,7 +424,7 @@ def show_animation(animation: Animation | Film, alt: str, *, dpi: float = 96, co
     )
 
 
-def _player(picture: str, count: int, prelude: str, setup: str, interval: int) -> str:
+def _player(picture: str, count: int, prelude: str, setup: str, interval: int, still: int = 0) -> str:
     buttons = "\n".join(
         f'<button type="button" data-do="{do}" style="{_BUTTON_STYLE}">{word}</button>'
         for do, word in _BUTTONS.items()
@@ -408,4 +432,5 @@ def _player(picture: str, count: int, prelude: str, setup: str, interval: int) -
     return _PLAYER.format(
         key=hashlib.sha256((picture + prelude).encode()).hexdigest()[:12],  # the same frames, the same page
         picture=picture, last=count - 1, count=count, buttons=buttons, prelude=prelude, setup=setup, interval=interval,
+        still=still, shown=still + 1,
     )  # fmt: skip
