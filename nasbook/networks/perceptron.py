@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Perceptron(Growable):
         inputs: numbers a sample; an image is flattened.
         widths: neurons of each hidden layer.
         outputs: classes, or the values of a regression.
-        activation: builds σ.
+        activation: σ.
         normalized: whether a batch norm stands before each σ; then the hidden layers have no bias.
 
     Raises:
@@ -31,7 +31,7 @@ class Perceptron(Growable):
         inputs: int,
         widths: Sequence[int],
         outputs: int,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: type[nn.Module] = nn.ReLU,
         normalized: bool = False,
     ) -> None:
         super().__init__()
@@ -39,6 +39,7 @@ class Perceptron(Growable):
         if not widths:
             raise InvalidInput("widths is empty; a perceptron that grows needs a hidden layer.")
         widths = layer_widths(widths, widths)
+        self.normalized, self.activation = normalized, activation
         self.layers = nn.ModuleList(
             HiddenLayer(before, width, activation, normalized)
             for before, width in zip((inputs, *widths[:-1]), widths, strict=True)
@@ -54,12 +55,18 @@ class Perceptron(Growable):
     def declare(self) -> Declaration:
         flow = Flow(self)
         channels = None
-        for index, layer in enumerate(self.layers):
+        for index in range(len(self.layers)):
             path = f"layers.{index}"
             if channels is not None:
                 channels.read_by.append(f"{path}.linear")
-            norms = () if isinstance(layer.norm, nn.Identity) else (f"{path}.norm",)
-            channels = flow.place(f"{path}.inserted", flow.write(f"{path}.linear", *norms))
+            channels = flow.write(f"{path}.linear", *((f"{path}.norm",) if self.normalized else ()))
+            channels = flow.place(
+                f"{path}.inserted",
+                channels,
+                kernel_size=0,
+                normalized=self.normalized,
+                activation=self.activation,
+            )
         assert channels is not None
         channels.read_by.append("classifier")
         return flow.declaration()
@@ -68,7 +75,7 @@ class Perceptron(Growable):
 class HiddenLayer(nn.Module):
     """Linear layer, batch norm or none, σ; then the place for new layers, ``inserted``, at first empty."""
 
-    def __init__(self, inputs: int, outputs: int, activation: Callable[[], nn.Module], normalized: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, activation: type[nn.Module], normalized: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=not normalized)
         self.norm = nn.BatchNorm1d(outputs) if normalized else nn.Identity()
