@@ -1,0 +1,524 @@
+"""The over-grown network of firefly descent: every way to grow at once, each behind a gate (Firefly §2.2, §2.3).
+
+A candidate is a split of a neuron or a new neuron. Candidate i has a gate εᵢ and a direction δᵢ:
+
+* split: ½(σ(x, θᵢ + εᵢδᵢ) + σ(x, θᵢ − εᵢδᵢ)), where θᵢ is the neuron's filter in every layer that writes it, with its
+  bias. Its batch norm and depthwise filter are copied; its columns in the layers that read it stay as they are.
+* new: εᵢ σ(x, δᵢ), where δᵢ is its filters, its depthwise filters, and its columns in the layers that read it. It reads
+  the old channels. Its batch norm is fresh, and follows the batches that it sees.
+
+A new layer I + h is a width without neurons that gets some (:class:`~nasbook.networks.growable.ResidualLayer`).
+
+With all gates at zero the network is the old one, to the last bit in evaluation mode: the old channels pass through the
+same kernels in the same shapes, the halves of a split are averaged before they are read (½(x + x) is exact), and what
+a new neuron adds is a sum of its own, of zeros.
+
+In training mode each half of a split is normalised by its own moments of the batch; the old running statistics are
+left as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.errors import InvalidInput
+from nasbook.growth.surgery import NEW, Grown, Surgery, blocks_of, columns, gather
+from nasbook.networks.growable import Declaration, Growable, Width
+
+INITIAL_VARIANCE = 0.1
+"""Of every entry of a direction at first: N(0, 0.1) in B.1 and B.2, the second number read as a variance."""
+
+CandidateKind = Literal["split", "new"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to grow by a neuron."""
+
+    width: str
+    """Name of the width."""
+    kind: CandidateKind
+    """A split of a neuron, or a new one."""
+    index: int
+    """Of the neuron that is split, or among the new ones."""
+
+
+class Gates:
+    """The candidates of one width and their gates ε. No module, so that all layers around the width can share it."""
+
+    def __init__(self, width: Width, old: int, splits: bool, new: int, like: Tensor) -> None:
+        self.width = width
+        self.old = old
+        self.new = new
+        self.splits = splits and old > 0
+        self.split_gates = nn.Parameter(like.new_zeros(old if self.splits else 0))
+        self.new_gates = nn.Parameter(like.new_zeros(new))
+
+    @property
+    def copies(self) -> int:
+        """How many times the old channels travel: twice where they may split."""
+        return 2 if self.splits else 1
+
+    def pieces(self, x: Tensor, positions: int = 1) -> tuple[list[Tensor], Tensor | None]:
+        """The copies of the old channels, and the new channels; None where there are none."""
+        old, new = self.old * positions, self.new * positions
+        sizes = [old] * self.copies * bool(old) + [new] * bool(new)
+        # In one piece again, in the order of x: kernels choose their arithmetic by it, and bits go with that.
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format
+        parts = [part.contiguous(memory_format=order) for part in x.split(sizes, dim=1)]
+        return parts[: self.copies * bool(old)], parts[-1] if new else None
+
+
+class OvergrownLayer(nn.Module):
+    """A convolution or linear layer with the candidates of the width that it reads and of the one that it writes."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, reads: Gates | None, writes: Gates | None) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.reads, self.writes = reads, writes
+        weight = layer.weight
+        self.positions = 1
+        if reads is not None and reads.old:
+            self.positions = weight.shape[1] // reads.old
+        no_rows, no_columns = weight.new_empty(0, *weight.shape[1:]), weight.new_empty(weight.shape[0], 0)
+        splits = weight.shape[0] if writes is not None and writes.splits else 0
+        new = writes.new if writes is not None else 0
+        read = reads.new * self.positions if reads is not None else 0
+        kernel = weight.shape[2:]
+        self.splits = nn.Parameter(no_rows.new_zeros(splits, *weight.shape[1:]))
+        self.rows = nn.Parameter(no_rows.new_zeros(new, *weight.shape[1:]))
+        self.columns = nn.Parameter(no_columns.new_zeros(weight.shape[0], read, *kernel))
+        biased = layer.bias is not None
+        self.split_biases = nn.Parameter(weight.new_zeros(splits if biased else 0))
+        self.row_biases = nn.Parameter(weight.new_zeros(new if biased else 0))
+
+    def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, self.layer.stride, self.layer.padding, self.layer.dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        old, extra = self._read(x)
+        if not len(self.layer.weight) and old is not None:  # a layer without neurons has new ones only
+            return self._apply_weight(old, self.rows, self._added_bias())
+        # (batch, outputs, ...) of the old neurons, from old and from new channels
+        shared = None if old is None else self._apply_weight(old, self.layer.weight, self.layer.bias)
+        if extra is not None:
+            from_new = self._apply_weight(extra, self.columns, None)
+            shared = from_new if shared is None else shared + from_new
+        assert shared is not None
+        gates = self.writes
+        if gates is None:
+            return shared
+        outputs = [shared] * gates.copies if gates.old else []
+        if old is None:  # a projection of a layer that had no neurons: the candidates here read old channels only
+            if gates.new:
+                outputs.append(shared.new_zeros(len(shared), gates.new, *shared.shape[2:]))
+        else:
+            scale = gates.split_gates.view(-1, *[1] * (self.splits.dim() - 1))
+            added = self._apply_weight(old, torch.cat([scale * self.splits, self.rows]), self._added_bias())
+            moved, new = added.split([len(self.splits), len(self.rows)], dim=1)
+            if gates.splits:
+                outputs = [shared + moved, shared - moved]  # θ + εδ and θ − εδ
+            if gates.new:
+                outputs.append(new)
+        return torch.cat(outputs, dim=1)
+
+    def _read(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the old columns read, and what the new ones do, gates included."""
+        gates = self.reads
+        if gates is None:
+            return x, None
+        copies, new = gates.pieces(x, self.positions)
+        old = None
+        if copies:
+            old = copies[0] if len(copies) == 1 else (copies[0] + copies[1]) / 2
+        if new is not None:
+            scale = gates.new_gates.repeat_interleave(self.positions)
+            new = new * scale.view(-1, *[1] * (new.dim() - 2))  # ε σ(x, δ)
+        return old, new
+
+    def _added_bias(self) -> Tensor | None:
+        if self.layer.bias is None:
+            return None
+        assert self.writes is not None
+        return torch.cat([self.writes.split_gates * self.split_biases, self.row_biases])
+
+
+class OvergrownNorm(nn.Module):
+    """A batch norm along a width with candidates: both halves of a split have its entries, new neurons fresh ones."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, gates: Gates) -> None:
+        super().__init__()
+        if norm.running_mean is None:
+            raise InvalidInput("A batch norm without running statistics can't be over-grown.")
+        self.norm = norm.requires_grad_(False)
+        self.gates = gates
+        self.register_buffer("new_mean", norm.running_mean.new_zeros(gates.new))
+        self.register_buffer("new_var", norm.running_mean.new_ones(gates.new))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    new_mean: Tensor
+    new_var: Tensor
+    batches: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        copies, new = self.gates.pieces(x)
+        norm = self.norm
+        outputs = [
+            F.batch_norm(part, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+            if not self.training
+            else F.batch_norm(part, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+            for part in copies
+        ]
+        if new is not None:
+            momentum = 0.0
+            if self.training:  # a mean over the first batches, then a running one: nothing of the start remains
+                self.batches += 1
+                momentum = max(0.1 if norm.momentum is None else norm.momentum, 1 / int(self.batches))
+            outputs.append(
+                F.batch_norm(new, self.new_mean, self.new_var, None, None, self.training, momentum, norm.eps)
+            )
+        return torch.cat(outputs, dim=1)
+
+
+class OvergrownDepthwise(nn.Module):
+    """A depthwise convolution along a width with candidates: both halves of a split have its filter."""
+
+    def __init__(self, layer: nn.Conv2d, gates: Gates) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.gates = gates
+        self.rows = nn.Parameter(layer.weight.new_zeros(gates.new, *layer.weight.shape[1:]))
+        self.row_biases = nn.Parameter(layer.weight.new_zeros(gates.new if layer.bias is not None else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        copies, new = self.gates.pieces(x)
+        outputs = [self._convolve(part, self.layer.weight, self.layer.bias) for part in copies]
+        if new is not None:
+            outputs.append(self._convolve(new, self.rows, self.row_biases if len(self.row_biases) else None))
+        return torch.cat(outputs, dim=1)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups=len(weight))
+
+
+class OvergrownNetwork(nn.Module):
+    """A network with all its candidates. Its parameters are the gates and the directions; the old ones don't move.
+
+    Args:
+        network: left as it is. Its empty residual layers may become layers.
+        new: m', how many new neurons each width gets: a number for all, or a mapping from some widths.
+        splits: whether neurons may split; a mapping's keys say in which widths, and then its values in which not.
+        generator: directions are drawn from it, N(0, 0.1) and cut to the unit ball; None leaves them at zero.
+
+    Raises:
+        InvalidInput: no candidate at all, an unknown width, or a width that grouped convolutions divide.
+    """
+
+    def __init__(
+        self,
+        network: Growable,
+        *,
+        new: int | Mapping[str, int] = 0,
+        splits: bool | Mapping[str, bool] = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.before = [network]  # in a list, so that it is no submodule
+        self.network = copy.deepcopy(network)
+        self.declaration: Declaration = network.declare()
+        for given in (new, splits):
+            for name in given if isinstance(given, Mapping) else ():
+                self.declaration.width(name)
+        like = next(network.parameters()).detach()
+        self.gates: dict[str, Gates] = {}
+        for width in self.declaration.widths:
+            old = network.neurons()[width.name]
+            splitting = splits.get(width.name, False) if isinstance(splits, Mapping) else splits
+            added = new.get(width.name, 0) if isinstance(new, Mapping) else new
+            if added < 0:
+                raise InvalidInput(f"A width can't get {added} new neurons; give 0 or more.")
+            gates = Gates(width, old, splitting, added, like)
+            if gates.splits or gates.new:
+                if blocks_of(network, width) > 1:
+                    raise InvalidInput(
+                        f"Grouped convolutions divide the width {width.name}: its neurons can't grow one by one. "
+                        f"Leave it out, or widen it with a morphism."
+                    )
+                self.gates[width.name] = gates
+        if not self.gates:
+            raise InvalidInput("There is nothing to over-grow: ask for splits or for new neurons.")
+        self.split_gates = nn.ParameterList([gates.split_gates for gates in self.gates.values()])
+        self.new_gates = nn.ParameterList([gates.new_gates for gates in self.gates.values()])
+        self._layers: dict[str, OvergrownLayer] = {}
+        self._norms: dict[str, OvergrownNorm] = {}
+        self._depthwise: dict[str, OvergrownDepthwise] = {}
+        self._wrap()
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.directions():
+            parameter.requires_grad_(True)
+        self.candidates: tuple[Candidate, ...] = tuple(
+            Candidate(name, kind, index)
+            for name, gates in self.gates.items()
+            for kind, count in (("split", len(gates.split_gates)), ("new", gates.new))
+            for index in range(count)
+        )
+        if generator is not None:
+            self._draw(generator)
+
+    def _wrap(self) -> None:
+        reads: dict[str, Gates] = {}
+        writes: dict[str, Gates] = {}
+        for gates in self.gates.values():
+            writes |= dict.fromkeys(gates.width.written_by, gates)
+            reads |= dict.fromkeys(gates.width.read_by, gates)
+        empty = {
+            path
+            for width in self.declaration.widths
+            if width.name not in self.gates and not self.before[0].neurons()[width.name]
+            for path in (*width.written_by, *width.read_by)
+        }  # layers that are the identity and stay so are never called
+        for path in dict.fromkeys((*writes, *reads)):
+            if path in empty:
+                continue
+            layer = self.network.get_submodule(path)
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                raise InvalidInput(f"{path} is a {type(layer).__name__}; expected a convolution or a linear layer.")
+            if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+                raise InvalidInput(f"{path} pads with {layer.padding_mode}; only zeros are known here.")
+            self._layers[path] = OvergrownLayer(layer, reads.get(path), writes.get(path))
+            self.network.set_submodule(path, self._layers[path])
+        for gates in self.gates.values():
+            for path in gates.width.along:
+                layer = self.network.get_submodule(path)
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    self._norms[path] = OvergrownNorm(layer, gates)
+                    self.network.set_submodule(path, self._norms[path])
+                elif isinstance(layer, nn.Conv2d):
+                    self._depthwise[path] = OvergrownDepthwise(layer, gates)
+                    self.network.set_submodule(path, self._depthwise[path])
+                else:
+                    raise InvalidInput(
+                        f"{path} is a {type(layer).__name__} along a width; expected a batch norm or a depthwise "
+                        f"convolution."
+                    )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The over-grown network's output."""
+        return self.network(x)
+
+    # -- gates and directions as vectors -------------------------------------------------------------------------------
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The gates of all widths, in the order of ``candidates``."""
+        return [part for gates in self.gates.values() for part in (gates.split_gates, gates.new_gates)]
+
+    def epsilon(self) -> Float[Tensor, " candidates"]:
+        """ε: the gates, in the order of ``candidates``."""
+        return torch.cat([part.detach() for part in self.gate_parameters()])
+
+    def set_epsilon(self, epsilon: Float[Tensor, " candidates"] | float) -> None:
+        """Sets the gates."""
+        whole = torch.as_tensor(epsilon).expand(len(self.candidates))
+        with torch.no_grad():
+            for part, values in zip(self.gate_parameters(), whole.split(self._sizes()), strict=True):
+                part.copy_(values)
+
+    def epsilon_gradient(self) -> Float[Tensor, " candidates"]:
+        """∇_ε of the last backward pass, in the order of ``candidates``."""
+        return torch.cat([
+            torch.zeros_like(part) if part.grad is None else part.grad for part in self.gate_parameters()
+        ])
+
+    def _sizes(self) -> list[int]:
+        return [len(part) for part in self.gate_parameters()]
+
+    def directions(self) -> list[nn.Parameter]:
+        """δ, in pieces as the layers have them."""
+        parts: list[nn.Parameter] = []
+        for layer in self._layers.values():
+            parts += [layer.splits, layer.rows, layer.columns, layer.split_biases, layer.row_biases]
+        for depthwise in self._depthwise.values():
+            parts += [depthwise.rows, depthwise.row_biases]
+        return [part for part in parts if part.numel()]
+
+    def direction_pieces(self, name: str) -> Iterator[tuple[CandidateKind, Tensor]]:
+        """The pieces of δ of one width's candidates: the kind, and a view of shape (candidates, entries)."""
+        gates = self.gates[name]
+        for path in gates.width.written_by:
+            if (layer := self._layers.get(path)) is not None:
+                for kind, parts in (("split", (layer.splits, layer.split_biases)), ("new", (layer.rows, layer.row_biases))):
+                    yield from ((kind, part.view(len(part), -1)) for part in parts if part.numel())  # type: ignore[misc]
+        for path in gates.width.along:
+            if path in self._depthwise and gates.new:
+                depthwise = self._depthwise[path]
+                yield from (("new", part.view(len(part), -1)) for part in (depthwise.rows, depthwise.row_biases) if part.numel())
+        for path in gates.width.read_by:
+            if (layer := self._layers.get(path)) is not None and layer.columns.numel():
+                # (outputs, new × positions, kernel) → (new, everything else)
+                view = layer.columns.view(layer.columns.shape[0], gates.new, -1)
+                yield "new", view.transpose(0, 1)
+
+    def direction_norms(self) -> Float[Tensor, " candidates"]:
+        """‖δᵢ‖₂ of every candidate, in the order of ``candidates``."""
+        norms = []
+        with torch.no_grad():
+            for name, gates in self.gates.items():
+                squares = {"split": torch.zeros_like(gates.split_gates), "new": torch.zeros_like(gates.new_gates)}
+                for kind, piece in self.direction_pieces(name):
+                    squares[kind] += piece.square().sum(tuple(range(1, piece.dim())))
+                norms += [squares["split"].sqrt(), squares["new"].sqrt()]
+        return torch.cat(norms)
+
+    def scale_directions(self, factors: Float[Tensor, " candidates"]) -> None:
+        """Multiplies every δᵢ by a number."""
+        parts = iter(factors.split(self._sizes()))
+        with torch.no_grad():
+            for name in self.gates:
+                by_kind = {"split": next(parts), "new": next(parts)}
+                for kind, piece in self.direction_pieces(name):
+                    piece.mul_(by_kind[kind].view(-1, *[1] * (piece.dim() - 1)))
+
+    def project(self, radius: float) -> None:
+        """Puts gates and directions back where Eq. 3 allows them: |εᵢ| ≤ ``radius`` and ‖δᵢ‖₂ ≤ 1."""
+        with torch.no_grad():
+            for part in self.gate_parameters():
+                part.clamp_(-radius, radius)
+        self.scale_directions(1 / self.direction_norms().clamp(min=1))
+
+    def _draw(self, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            for part in self.directions():
+                drawn = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+                part.copy_(drawn * INITIAL_VARIANCE**0.5)
+        self.project(0.0)
+
+    # -- the grown network ---------------------------------------------------------------------------------------------
+
+    def grow(self, chosen: Sequence[int], epsilon: Float[Tensor, " candidates"]) -> Grown:
+        """The network with some candidates kept: neurons θ ± εδ, each read by half, and new ones read by ε times δ.
+
+        It is the over-grown network whose other gates are zero, except that the statistics of a batch are those of a
+        real network, in training mode.
+
+        Args:
+            chosen: which of ``candidates``.
+            epsilon: the gates at which they are kept; entries of others are not read.
+        """
+        splits: dict[str, list[int]] = {name: [] for name in self.gates}
+        new: dict[str, list[int]] = {name: [] for name in self.gates}
+        steps: dict[Candidate, float] = {}
+        for number in sorted(chosen):
+            candidate = self.candidates[number]
+            (splits if candidate.kind == "split" else new)[candidate.width].append(candidate.index)
+            steps[candidate] = float(epsilon[number])
+        sources = {
+            name: [*range(gates.old), *splits[name], *[NEW] * len(new[name])]
+            for name, gates in self.gates.items()
+            if splits[name] or new[name]
+        }
+        surgery = Surgery(self.before[0])
+        if sources:
+            surgery.rewire(sources)
+        step = {
+            (name, kind): torch.tensor([steps[Candidate(name, kind, i)] for i in indices[name]])
+            for name in self.gates
+            for kind, indices in (("split", splits), ("new", new))
+        }
+        for path, layer in self._layers.items():
+            self._write_layer(surgery.network.get_submodule(path), layer, splits, new, step)
+        for path, norm in self._norms.items():
+            target, taken, old = surgery.network.get_submodule(path), new[norm.gates.width.name], norm.gates.old
+            if taken:
+                target.running_mean[-len(taken) :] = norm.new_mean[taken]  # type: ignore[index,operator]
+                target.running_var[-len(taken) :] = norm.new_var[taken]  # type: ignore[index,operator]
+            assert target.num_features == old + len(splits[norm.gates.width.name]) + len(taken)
+        for path, depthwise in self._depthwise.items():
+            target, taken = surgery.network.get_submodule(path), new[depthwise.gates.width.name]
+            if taken:
+                target.weight.detach()[-len(taken) :] = depthwise.rows.detach()[taken]  # type: ignore[operator,union-attr]
+                if target.bias is not None:
+                    target.bias.detach()[-len(taken) :] = depthwise.row_biases.detach()[taken]  # type: ignore[operator,union-attr]
+        return surgery.grown()
+
+    def _write_layer(
+        self,
+        target: nn.Module,
+        layer: OvergrownLayer,
+        splits: Mapping[str, list[int]],
+        new: Mapping[str, list[int]],
+        step: Mapping[tuple[str, CandidateKind], Tensor],
+    ) -> None:
+        """Writes θ ± εδ, new rows, halved and new columns into a layer whose channels are already rewired."""
+        weight = target.weight.detach()  # type: ignore[union-attr,operator]
+        writes, reads = layer.writes, layer.reads
+        rows: list[int] | None = None
+        if writes is not None:
+            name = writes.width.name
+            split, added = splits[name], new[name]
+            rows = [*range(writes.old), *split, *[NEW] * len(added)]
+            change = self._row_changes(layer.splits.detach(), layer.rows.detach(), writes, split, added, step)
+            if reads is not None:  # the halves of a split neuron are read alike; what the columns read is halved below
+                change = gather(change, 1, _spread(self._sources(reads, splits, new), layer.positions))
+            weight += change
+            if target.bias is not None:
+                target.bias.detach().add_(  # type: ignore[union-attr,operator]
+                    self._row_changes(
+                        layer.split_biases.detach(), layer.row_biases.detach(), writes, split, added, step
+                    )
+                )
+        if reads is not None:
+            name = reads.width.name
+            split, added = splits[name], new[name]
+            view = columns(target, reads.old + len(split) + len(added)) if weight.shape[1] else None
+            if view is None:
+                return
+            view[:, split] /= 2
+            view[:, reads.old : reads.old + len(split)] /= 2
+            if added:
+                taken = layer.columns.detach().view(len(layer.columns), reads.new, layer.positions, *weight.shape[2:])
+                taken = taken[:, added] * step[name, "new"].to(weight).view(1, -1, *[1] * (taken.dim() - 2))
+                view[:, -len(added) :] = taken if rows is None else gather(taken, 0, torch.tensor(rows))
+
+    @staticmethod
+    def _row_changes(
+        directions: Tensor,
+        rows: Tensor,
+        gates: Gates,
+        split: list[int],
+        added: list[int],
+        step: Mapping[tuple[str, CandidateKind], Tensor],
+    ) -> Tensor:
+        """What is added to the rows of a layer: εδ to a split neuron, −εδ to its copy, and a new neuron's own row."""
+        name = gates.width.name
+        change = rows.new_zeros(gates.old + len(split) + len(added), *rows.shape[1:])
+        if split:
+            moved = directions[split] * step[name, "split"].to(rows).view(-1, *[1] * (rows.dim() - 1))
+            change[split] = moved
+            change[gates.old : gates.old + len(split)] = -moved
+        if added:
+            change[-len(added) :] = rows[added]
+        return change
+
+    @staticmethod
+    def _sources(gates: Gates, splits: Mapping[str, list[int]], new: Mapping[str, list[int]]) -> Tensor:
+        name = gates.width.name
+        return torch.tensor([*range(gates.old), *splits[name], *[NEW] * len(new[name])], dtype=torch.int64)
+
+
+def _spread(sources: Tensor, positions: int) -> Tensor:
+    """Sources of channels as sources of a layer's inputs, of which each channel has several."""
+    spread = sources[:, None] * positions + torch.arange(positions)
+    return torch.where(sources[:, None] == NEW, NEW, spread).flatten()
