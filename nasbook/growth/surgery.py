@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -82,7 +82,7 @@ def columns(layer: nn.Module, channels: int) -> Float[Tensor, "outputs channels 
 
     A linear layer after a flattening reads every channel at several positions; a convolution at one.
     """
-    weight = layer.weight.detach()  # type: ignore[union-attr,operator]
+    weight = layer.weight.detach()  # type: ignore[operator]
     return weight.view(weight.shape[0], channels, weight.shape[1] // max(channels, 1), *weight.shape[2:])
 
 
@@ -91,7 +91,8 @@ def blocks_of(network: Growable, width: Width) -> int:
 
     1 unless a layer that writes or reads them is grouped. Depthwise convolutions along a width do not divide it.
     """
-    return math.lcm(*(getattr(network.get_submodule(path), "groups", 1) for path in (*width.written_by, *width.read_by)))
+    around = (*width.written_by, *width.read_by)
+    return math.lcm(*(getattr(network.get_submodule(path), "groups", 1) for path in around))
 
 
 def in_blocks(local: Sequence[int], width: int, blocks: int) -> Int64[Tensor, " channels"]:
@@ -144,10 +145,11 @@ class Surgery:
                 self._take_along(path, index)
             for path in width.read_by:
                 layer = self.network.get_submodule(path)
-                groups = getattr(layer, "groups", 1)
-                positions = layer.weight.shape[1] * groups // max(old, 1)  # type: ignore[union-attr,index,operator]
-                if not old:  # a convolution reads a channel once; nothing else reads a width without neurons
-                    positions = 1
+                groups = int(getattr(layer, "groups", 1))
+                weight = layer.weight
+                assert isinstance(weight, Tensor)
+                # A residual layer's way back reads each channel once; nothing else reads a width without neurons.
+                positions = weight.shape[1] * groups // old if old else 1
                 # A grouped layer has the columns of one group for all, since every block does the same.
                 local = index[: len(index) // groups]
                 spread = local[:, None] * positions + torch.arange(positions)
@@ -220,17 +222,18 @@ class Surgery:
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise InvalidInput(f"{path} pads with {layer.padding!r}, {layer.padding_mode}; its kernel can't grow.")
         margin = margins[0] // 2
-        layer.weight = nn.Parameter(nn.functional.pad(layer.weight.detach(), [margin] * 4))
+        larger = nn.functional.pad(layer.weight.detach(), [margin] * 4)
+        layer.weight = nn.Parameter(larger, requires_grad=layer.weight.requires_grad)
         layer.kernel_size = (size, size)
-        layer.padding = tuple(p + margin * d for p, d in zip(layer.padding, layer.dilation, strict=True))  # type: ignore[assignment]
-        layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in range(2)]  # type: ignore[misc]
+        layer.padding = tuple(p + margin * d for p, d in zip(layer.padding, layer.dilation, strict=True))
+        layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in range(2)]
         before = self._origins[f"{path}.weight"]
         self._origins[f"{path}.weight"] = Origin(before.name, before.sources, before.margins + margin)
         self._cuts.append(("kernel", path, size))
 
     def _check_sources(self, width: Width, index: Tensor) -> None:
         old = self.network.neurons()[width.name]
-        if len(index) and not (NEW <= int(index.min()) and int(index.max()) < old):
+        if len(index) and not (int(index.min()) >= NEW and int(index.max()) < old):
             raise InvalidInput(
                 f"The width {width.name} has {old} neurons; a source must be 0..{old - 1}, or -1 for a new neuron, "
                 f"got {int(index.min())}..{int(index.max())}."
@@ -254,7 +257,7 @@ class Surgery:
         return layers
 
     def _channels_at(self, width: str, layers: nn.Sequential, index: int) -> int:
-        plain = [layer for layer in layers[:index] if isinstance(layer, PlainLayer)]
+        plain = [layer for layer in list(layers)[:index] if isinstance(layer, PlainLayer)]
         if plain:
             return int(plain[-1].layer.weight.shape[0])
         return self.network.neurons()[width]
@@ -335,7 +338,7 @@ def rewire(network: Growable, sources: Mapping[str, Sequence[int] | Int64[Tensor
 def replay(network: Growable, cuts: Sequence[Cut]) -> Growable:
     """Makes the cuts of a growth again on a copy of the network that it began with. Weights are not those of then."""
     surgery = Surgery(network)
-    actions: dict[str, Any] = {
+    actions: dict[str, Callable[..., object]] = {
         "rewire": surgery.rewire,
         "insert": surgery.insert,
         "remove": surgery.remove,
@@ -344,13 +347,12 @@ def replay(network: Growable, cuts: Sequence[Cut]) -> Growable:
     for name, *arguments in cuts:
         if name not in actions:
             raise InvalidInput(f"Unknown cut {name!r}; expected one of {', '.join(actions)}.")
-        actions[name](*arguments)
+        with torch.random.fork_rng(devices=[]):  # inserted layers draw weights; who replays has its own randomness
+            actions[name](*arguments)
     return surgery.network
 
 
-def remap_optimizer(
-    optimizer: torch.optim.Optimizer, network: Growable, grown: Grown
-) -> torch.optim.Optimizer:
+def remap_optimizer(optimizer: torch.optim.Optimizer, network: Growable, grown: Grown) -> torch.optim.Optimizer:
     """An optimiser of the grown network that goes on where the one of the network before stopped.
 
     Its state (momenta, second moments) moves with the entries of the parameters that survive; entries of new ones
@@ -362,7 +364,7 @@ def remap_optimizer(
         grown: what became of it.
 
     Raises:
-        InvalidInput: the optimiser has parameters that are not the network's.
+        InvalidInput: the optimiser has parameters that are not the network's, or keeps tensors of other shapes.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     group_of: dict[str | None, int] = {None: 0}
@@ -371,22 +373,34 @@ def remap_optimizer(
             if id(parameter) not in names:
                 raise InvalidInput("The optimiser has a parameter that the network before the growth does not have.")
             group_of[names[id(parameter)]] = number
-    groups: list[dict[str, Any]] = [{**group, "params": []} for group in optimizer.param_groups]
+    # A copy of the options, so that the old optimiser keeps its own; names of parameters are given anew.
+    groups: list[dict[str, Any]] = [
+        {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        | {"params": []}
+        for group in optimizer.param_groups
+    ]
+    named = "param_names" in optimizer.param_groups[0]
     now = dict(grown.network.named_parameters())
     for name, parameter in now.items():
         if grown.origins[name].name in group_of:  # the others were not the optimiser's before either
-            groups[group_of[grown.origins[name].name]]["params"].append(parameter)
-    remapped = type(optimizer)(groups)
-    remapped.defaults = optimizer.defaults
+            groups[group_of[grown.origins[name].name]]["params"].append((name, parameter) if named else parameter)
+    remapped = cast("Any", type(optimizer))(groups)
+    remapped.defaults = copy.deepcopy(optimizer.defaults)
     before = dict(network.named_parameters())
     for name, parameter in now.items():
         origin = grown.origins[name].name
         if origin is None or before[origin] not in optimizer.state:
             continue
-        remapped.state[parameter] = {
-            key: grown.of_before(name, value).clone()
-            if isinstance(value, Tensor) and value.shape == before[origin].shape
-            else copy.deepcopy(value)
-            for key, value in optimizer.state[before[origin]].items()
-        }
+        state = {}
+        for key, value in optimizer.state[before[origin]].items():
+            if isinstance(value, Tensor) and value.dim():
+                if value.shape != before[origin].shape:
+                    raise InvalidInput(
+                        f"The optimiser keeps {key!r} of {origin} in another shape than the parameter's; it can't be "
+                        f"moved. Use an optimiser such as SGD, Adam or AdamW."
+                    )
+                state[key] = grown.of_before(name, value).clone()
+            else:
+                state[key] = copy.deepcopy(value)
+        remapped.state[parameter] = state
     return remapped
