@@ -51,6 +51,33 @@ class Candidate:
     """Of the neuron that is split, or among the new ones."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of the directions of one kind of candidates of one width, as one layer has it."""
+
+    parameter: nn.Parameter
+    """All of them."""
+    width: str
+    """Name of the width."""
+    kind: CandidateKind
+    """Whose directions they are."""
+    columns_of: int = 0
+    """How many new neurons share the second dimension; 0 where the first one counts the candidates."""
+
+    def rows(self, values: Tensor) -> Float[Tensor, "candidates ..."]:
+        """A view of values shaped like the parameter, with the candidates first."""
+        if not self.columns_of:
+            return values.view(len(values), -1)
+        return values.view(len(values), self.columns_of, -1).transpose(0, 1)
+
+    def spread(self, values: Float[Tensor, " candidates"]) -> Tensor:
+        """One number a candidate, in the shape of the parameter."""
+        whole = torch.empty_like(self.parameter)
+        rows = self.rows(whole)
+        rows.copy_(values.view(-1, *[1] * (rows.dim() - 1)))
+        return whole
+
+
 class Gates:
     """The candidates of one width and their gates ε. No module, so that all layers around the width can share it."""
 
@@ -265,15 +292,13 @@ class OvergrownNetwork(nn.Module):
         self._norms: dict[str, OvergrownNorm] = {}
         self._depthwise: dict[str, OvergrownDepthwise] = {}
         self._wrap()
+        self.pieces: tuple[Piece, ...] = tuple(piece for piece in self._pieces() if piece.parameter.numel())
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
-        for parameter in self.directions():
-            parameter.requires_grad_(True)
+        for piece in self.pieces:
+            piece.parameter.requires_grad_(True)
         self.candidates: tuple[Candidate, ...] = tuple(
-            Candidate(name, kind, index)
-            for name, gates in self.gates.items()
-            for kind, count in (("split", len(gates.split_gates)), ("new", gates.new))
-            for index in range(count)
+            Candidate(name, kind, index) for name, kind, part in self._gate_parts() for index in range(len(part))
         )
         if generator is not None:
             self._draw(generator)
@@ -323,7 +348,7 @@ class OvergrownNetwork(nn.Module):
 
     def gate_parameters(self) -> list[nn.Parameter]:
         """The gates of all widths, in the order of ``candidates``."""
-        return [part for gates in self.gates.values() for part in (gates.split_gates, gates.new_gates)]
+        return [part for _, _, part in self._gate_parts()]
 
     def epsilon(self) -> Float[Tensor, " candidates"]:
         """ε: the gates, in the order of ``candidates``."""
@@ -347,49 +372,83 @@ class OvergrownNetwork(nn.Module):
 
     def directions(self) -> list[nn.Parameter]:
         """δ, in pieces as the layers have them."""
-        parts: list[nn.Parameter] = []
-        for layer in self._layers.values():
-            parts += [layer.splits, layer.rows, layer.columns, layer.split_biases, layer.row_biases]
-        for depthwise in self._depthwise.values():
-            parts += [depthwise.rows, depthwise.row_biases]
-        return [part for part in parts if part.numel()]
+        return [piece.parameter for piece in self.pieces]
 
-    def direction_pieces(self, name: str) -> Iterator[tuple[CandidateKind, Tensor]]:
-        """The pieces of δ of one width's candidates: the kind, and a view of shape (candidates, entries)."""
-        gates = self.gates[name]
-        for path in gates.width.written_by:
-            if (layer := self._layers.get(path)) is not None:
-                for kind, parts in (("split", (layer.splits, layer.split_biases)), ("new", (layer.rows, layer.row_biases))):
-                    yield from ((kind, part.view(len(part), -1)) for part in parts if part.numel())  # type: ignore[misc]
-        for path in gates.width.along:
-            if path in self._depthwise and gates.new:
-                depthwise = self._depthwise[path]
-                yield from (("new", part.view(len(part), -1)) for part in (depthwise.rows, depthwise.row_biases) if part.numel())
-        for path in gates.width.read_by:
-            if (layer := self._layers.get(path)) is not None and layer.columns.numel():
-                # (outputs, new × positions, kernel) → (new, everything else)
-                view = layer.columns.view(layer.columns.shape[0], gates.new, -1)
-                yield "new", view.transpose(0, 1)
+    def sum_by_candidate(self, values: Sequence[Tensor]) -> Float[Tensor, " candidates"]:
+        """Sums entries over each candidate: one tensor for each of :meth:`directions`, shaped like it."""
+        sums = {(name, kind): torch.zeros_like(part) for name, kind, part in self._gate_parts()}
+        for piece, value in zip(self.pieces, values, strict=True):
+            sums[piece.width, piece.kind] += piece.rows(value).flatten(1).sum(1)
+        return torch.cat([sums[name, kind] for name, kind, _ in self._gate_parts()])
+
+    def spread(self, values: Float[Tensor, " candidates"]) -> list[Tensor]:
+        """One number a candidate, at every entry of its direction: a tensor for each of :meth:`directions`."""
+        parts = [(name, kind) for name, kind, _ in self._gate_parts()]
+        by_part = dict(zip(parts, values.split(self._sizes()), strict=True))
+        return [piece.spread(by_part[piece.width, piece.kind]) for piece in self.pieces]
 
     def direction_norms(self) -> Float[Tensor, " candidates"]:
         """‖δᵢ‖₂ of every candidate, in the order of ``candidates``."""
-        norms = []
-        with torch.no_grad():
-            for name, gates in self.gates.items():
-                squares = {"split": torch.zeros_like(gates.split_gates), "new": torch.zeros_like(gates.new_gates)}
-                for kind, piece in self.direction_pieces(name):
-                    squares[kind] += piece.square().sum(tuple(range(1, piece.dim())))
-                norms += [squares["split"].sqrt(), squares["new"].sqrt()]
-        return torch.cat(norms)
+        return self.sum_by_candidate([part.detach().square() for part in self.directions()]).sqrt()
 
     def scale_directions(self, factors: Float[Tensor, " candidates"]) -> None:
         """Multiplies every δᵢ by a number."""
-        parts = iter(factors.split(self._sizes()))
         with torch.no_grad():
-            for name in self.gates:
-                by_kind = {"split": next(parts), "new": next(parts)}
-                for kind, piece in self.direction_pieces(name):
-                    piece.mul_(by_kind[kind].view(-1, *[1] * (piece.dim() - 1)))
+            for part, factor in zip(self.directions(), self.spread(factors), strict=True):
+                part.mul_(factor)
+
+    def split_rows(self, width: str, values: Sequence[Tensor] | None = None) -> Float[Tensor, "neurons entries"]:
+        """What the splits of one width have: a row a neuron, the entries of the layers that write it one after another.
+
+        Args:
+            width: name of the width.
+            values: one tensor for each of :meth:`directions`, shaped like it; None takes the directions themselves.
+        """
+        values = [part.detach() for part in self.directions()] if values is None else values
+        found = [
+            piece.rows(value)
+            for piece, value in zip(self.pieces, values, strict=True)
+            if (piece.width, piece.kind) == (width, "split")
+        ]
+        return torch.cat(found, dim=1)
+
+    def from_split_rows(self, rows: Mapping[str, Float[Tensor, "neurons entries"]]) -> list[Tensor]:
+        """The inverse of :meth:`split_rows`: tensors shaped like the directions, zero for what no row is given."""
+        values = [torch.zeros_like(part) for part in self.directions()]
+        offsets = dict.fromkeys(rows, 0)
+        for piece, value in zip(self.pieces, values, strict=True):
+            if piece.kind == "split" and piece.width in rows:
+                target, offset = piece.rows(value), offsets[piece.width]
+                target.copy_(rows[piece.width][:, offset : offset + target.shape[1]])
+                offsets[piece.width] += target.shape[1]
+        return values
+
+    def set_directions(self, values: Sequence[Tensor]) -> None:
+        """Sets δ: one tensor for each of :meth:`directions`, shaped like it."""
+        with torch.no_grad():
+            for part, value in zip(self.directions(), values, strict=True):
+                part.copy_(value)
+
+    def _gate_parts(self) -> list[tuple[str, CandidateKind, nn.Parameter]]:
+        kinds: tuple[CandidateKind, CandidateKind] = ("split", "new")
+        return [
+            (name, kind, part)
+            for name, gates in self.gates.items()
+            for kind, part in zip(kinds, (gates.split_gates, gates.new_gates), strict=True)
+        ]
+
+    def _pieces(self) -> Iterator[Piece]:
+        for name, gates in self.gates.items():
+            for layer in (self._layers[path] for path in gates.width.written_by if path in self._layers):
+                yield Piece(layer.splits, name, "split")
+                yield Piece(layer.split_biases, name, "split")
+                yield Piece(layer.rows, name, "new")
+                yield Piece(layer.row_biases, name, "new")
+            for depthwise in (self._depthwise[path] for path in gates.width.along if path in self._depthwise):
+                yield Piece(depthwise.rows, name, "new")
+                yield Piece(depthwise.row_biases, name, "new")
+            for layer in (self._layers[path] for path in gates.width.read_by if path in self._layers):
+                yield Piece(layer.columns, name, "new", columns_of=gates.new)
 
     def project(self, radius: float) -> None:
         """Puts gates and directions back where Eq. 3 allows them: |εᵢ| ≤ ``radius`` and ‖δᵢ‖₂ ≤ 1."""
@@ -433,24 +492,23 @@ class OvergrownNetwork(nn.Module):
         if sources:
             surgery.rewire(sources)
         step = {
-            (name, kind): torch.tensor([steps[Candidate(name, kind, i)] for i in indices[name]])
-            for name in self.gates
-            for kind, indices in (("split", splits), ("new", new))
+            (name, kind): torch.tensor([steps[Candidate(name, kind, i)] for i in (splits, new)[kind == "new"][name]])
+            for name, kind, _ in self._gate_parts()
         }
         for path, layer in self._layers.items():
             self._write_layer(surgery.network.get_submodule(path), layer, splits, new, step)
         for path, norm in self._norms.items():
             target, taken, old = surgery.network.get_submodule(path), new[norm.gates.width.name], norm.gates.old
             if taken:
-                target.running_mean[-len(taken) :] = norm.new_mean[taken]  # type: ignore[index,operator]
-                target.running_var[-len(taken) :] = norm.new_var[taken]  # type: ignore[index,operator]
+                target.running_mean[-len(taken) :] = norm.new_mean[taken]  # type: ignore[operator]
+                target.running_var[-len(taken) :] = norm.new_var[taken]  # type: ignore[operator]
             assert target.num_features == old + len(splits[norm.gates.width.name]) + len(taken)
         for path, depthwise in self._depthwise.items():
             target, taken = surgery.network.get_submodule(path), new[depthwise.gates.width.name]
             if taken:
-                target.weight.detach()[-len(taken) :] = depthwise.rows.detach()[taken]  # type: ignore[operator,union-attr]
+                target.weight.detach()[-len(taken) :] = depthwise.rows.detach()[taken]  # type: ignore[operator]
                 if target.bias is not None:
-                    target.bias.detach()[-len(taken) :] = depthwise.row_biases.detach()[taken]  # type: ignore[operator,union-attr]
+                    target.bias.detach()[-len(taken) :] = depthwise.row_biases.detach()[taken]  # type: ignore[operator]
         return surgery.grown()
 
     def _write_layer(
@@ -462,7 +520,7 @@ class OvergrownNetwork(nn.Module):
         step: Mapping[tuple[str, CandidateKind], Tensor],
     ) -> None:
         """Writes θ ± εδ, new rows, halved and new columns into a layer whose channels are already rewired."""
-        weight = target.weight.detach()  # type: ignore[union-attr,operator]
+        weight = target.weight.detach()  # type: ignore[operator]
         writes, reads = layer.writes, layer.reads
         rows: list[int] | None = None
         if writes is not None:
@@ -474,7 +532,7 @@ class OvergrownNetwork(nn.Module):
                 change = gather(change, 1, _spread(self._sources(reads, splits, new), layer.positions))
             weight += change
             if target.bias is not None:
-                target.bias.detach().add_(  # type: ignore[union-attr,operator]
+                target.bias.detach().add_(  # type: ignore[operator]
                     self._row_changes(
                         layer.split_biases.detach(), layer.row_biases.detach(), writes, split, added, step
                     )

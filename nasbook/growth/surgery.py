@@ -54,6 +54,19 @@ class Grown:
     cuts: tuple[Cut, ...]
     """What was done to the structure, in order."""
 
+    def then(self, later: Grown) -> Grown:
+        """This growth and a later one, of its network, as one."""
+        origins = {}
+        for name, origin in later.origins.items():
+            if origin.name is None or (earlier := self.origins[origin.name]).name is None:
+                origins[name] = Origin(None)
+                continue
+            sources = dict(earlier.sources)
+            for dimension, index in origin.sources.items():
+                sources[dimension] = compose(sources[dimension], index) if dimension in sources else index
+            origins[name] = Origin(earlier.name, sources, earlier.margins + origin.margins)
+        return Grown(later.network, origins, self.cuts + later.cuts)
+
     def of_before(self, name: str, before: Tensor) -> Tensor:
         """Values that belonged to a parameter before, moved to where its entries are now; zero where it is new.
 
@@ -283,7 +296,7 @@ class Surgery:
         setattr(layer, kind, nn.Parameter(gather(parameter.detach(), dimension, index), requires_grad=trained))
         origin = self._origins[f"{path}.{kind}"]
         earlier = origin.sources.get(dimension)
-        together = index if earlier is None else torch.where(index == NEW, NEW, gather_index(earlier, index))
+        together = index if earlier is None else compose(earlier, index)
         self._origins[f"{path}.{kind}"] = Origin(
             origin.name, {**origin.sources, dimension: together} if origin.name else {}, origin.margins
         )
@@ -313,11 +326,9 @@ class Surgery:
             )
 
 
-def gather_index(earlier: Int64[Tensor, " old"], index: Int64[Tensor, " new"]) -> Int64[Tensor, " new"]:
+def compose(earlier: Int64[Tensor, " old"], index: Int64[Tensor, " new"]) -> Int64[Tensor, " new"]:
     """Sources of sources: where an entry that comes from ``earlier[index]`` came from; -1 for a new one."""
-    if not len(earlier):
-        return torch.full_like(index, NEW)
-    return earlier[index.clamp(min=0)]
+    return gather(earlier + 1, 0, index) - 1
 
 
 def _resize(layer: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> None:

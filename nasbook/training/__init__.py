@@ -29,6 +29,7 @@ from nasbook.training.fit import (
     Training,
     check_classes,
     evaluate,
+    evaluating,
     fit,
 )
 from nasbook.training.run import (
@@ -78,6 +79,7 @@ __all__ = [
     "cosine",
     "drive",
     "evaluate",
+    "evaluating",
     "evaluate_segmentation",
     "fit",
     "kept_statistics",
