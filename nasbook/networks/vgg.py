@@ -73,7 +73,7 @@ class VGG(Growable):
                 size //= 2
         self.classifier = nn.Linear(chosen[-1] * size**2, classes)
 
-    def forward(self, images: Float[Tensor, "batch in_channels size size"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         if images.shape[2:] != (self.size, self.size):
             raise InvalidInput(
                 f"This network was built for {self.size}×{self.size} images, got {images.shape[2]}×{images.shape[3]}; "
