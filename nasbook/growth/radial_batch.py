@@ -499,7 +499,8 @@ def random_search(
         rate: of fine-tuning.
     """
     count, fresh = batch.neurons.shape[1], new.shape[1]
-    children, kinds, losses = [], [], []
+    children: list[RadialBatch] = []
+    kinds: list[Tensor] = []
     rows = torch.arange(len(batch), device=batch.neurons.device)
     for choice, direction in zip(tries.choices, tries.directions, strict=True):
         chosen = (choice * (count + fresh)).long()
