@@ -1,4 +1,4 @@
-"""The book's figures: cells, trajectories, curves, vector fields, animations, and one live control.
+"""The book's figures: cells, trajectories, curves, growing networks, animations, and one live control.
 
 Every function returns a matplotlib figure (or an animation) and touches no global state;
 :func:`show` and :func:`show_animation` display it together with a description in words.
@@ -13,9 +13,12 @@ from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
 from nasbook.plots.display import Described, describe, show
 from nasbook.plots.explorer import explore_search
 from nasbook.plots.fields import plot_vector_field
+from nasbook.plots.growth import GrowthEpoch, draw_growth
+from nasbook.plots.growth_film import animate_growth
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
 from nasbook.plots.networks import draw_search_network
+from nasbook.plots.neurons import draw_neurons
 from nasbook.plots.palette import (
     OKABE_ITO,
     OperationStyle,
@@ -23,6 +26,7 @@ from nasbook.plots.palette import (
     operation_styles,
     use_style,
 )
+from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
 
 __all__ = [
     "OKABE_ITO",
@@ -30,8 +34,10 @@ __all__ = [
     "Described",
     "Epoch",
     "Film",
+    "GrowthEpoch",
     "OperationStyle",
     "animate_connections",
+    "animate_growth",
     "animate_search",
     "cell_in_words",
     "compare_searches",
@@ -40,14 +46,20 @@ __all__ = [
     "draw_cell",
     "draw_connections",
     "draw_genotype",
+    "draw_growth",
+    "draw_neurons",
     "draw_search_network",
     "draw_supernet",
     "explore_search",
+    "fitted_slope",
     "operation_label",
     "operation_styles",
+    "plot_accuracy_against_size",
     "plot_architecture_weights",
     "plot_learning_curves",
+    "plot_loss_by_neurons",
     "plot_matrix",
+    "plot_orders",
     "plot_points",
     "plot_vector_field",
     "show",

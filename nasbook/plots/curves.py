@@ -123,18 +123,24 @@ def plot_architecture_weights(
     return figure
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Writes each line's name beside its end, moved up or down where names would touch."""
-    figure = figure_of(ax)
-    low, high = ax.get_ylim()
-    inches = ax.get_position().height * figure.get_size_inches()[1]
-    step = (high - low) * 0.155 / max(inches, 0.5)
-    order = sorted(range(len(ends)), key=lambda n: ends[n][2])
-    places = spread([ends[n][2] for n in order], [step] * (len(order) - 1))
+def label_ends(ax: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Writes each line's name beside its end, moved up or down where names would touch.
+
+    Args:
+        ax: the axes, with their final limits and scales.
+        ends: name, x, y and colour of every line's last point.
+    """
+    inches = ax.get_position().height * figure_of(ax).get_size_inches()[1]
+    step = 0.155 / max(inches, 0.5)
+    scaled = ax.transScale.transform([(last, value) for _, last, value, _ in ends])
+    low, high = ax.transScale.transform([(x, y) for x, y in zip(ax.get_xlim(), ax.get_ylim(), strict=True)])[:, 1]
+    heights = ((scaled[:, 1] - low) / (high - low)).tolist()
+    order = sorted(range(len(ends)), key=lambda n: heights[n])
+    places = spread([heights[n] for n in order], [step] * (len(order) - 1))
     for number, y in zip(order, places, strict=True):
         name, last, value, colour = ends[number]
         ax.annotate(
-            name, xy=(last, value), xytext=(1.035, (y - low) / (high - low)),
+            name, xy=(last, value), xytext=(1.035, y),
             textcoords="axes fraction", va="center", fontsize=8, color=INK,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.9, "shrinkA": 1,
                                                "shrinkB": 3},
@@ -184,5 +190,5 @@ def plot_learning_curves(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.02)
     ax.autoscale_view()
-    _label_ends(ax, ends)
+    label_ends(ax, ends)
     return figure_of(ax)
