@@ -13,7 +13,18 @@ from nasbook.growth.firefly import (
     step_one,
     step_two,
 )
+from nasbook.growth.history import GrowthEvent, load_history, replay_history, save_history
 from nasbook.growth.layers import with_empty_layers, without_empty_layers
+from nasbook.growth.morphisms import (
+    grow_kernel,
+    insert_identity,
+    insert_residual,
+    net2deeper,
+    net2wider,
+    random_directions,
+    split_neurons,
+    widen_with_zeros,
+)
 from nasbook.growth.overgrown import Candidate, OvergrownNetwork
 from nasbook.growth.selection import Budget, select, select_exactly
 from nasbook.growth.splitting import (
@@ -36,25 +47,37 @@ __all__ = [
     "Descent",
     "Eigenpairs",
     "Grown",
+    "GrowthEvent",
     "OvergrownNetwork",
     "Scores",
     "Surgery",
+    "grow_kernel",
+    "insert_identity",
+    "insert_residual",
     "integrated_gradients",
     "integrated_gradients_by_coordinate",
     "least_eigenpairs",
+    "load_history",
+    "net2deeper",
+    "net2wider",
+    "random_directions",
     "rayleigh_quotients",
     "rayleigh_step",
     "remap_optimizer",
     "replay",
+    "replay_history",
     "rewire",
+    "save_history",
     "select",
     "select_exactly",
     "split",
+    "split_neurons",
     "splittable",
     "splitting_matrices",
     "start",
     "step_one",
     "step_two",
+    "widen_with_zeros",
     "with_empty_layers",
     "without_empty_layers",
 ]

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nasbook.errors import require_positive
+from nasbook.errors import InvalidInput, require_positive
 from nasbook.growth.overgrown import OvergrownNetwork
 from nasbook.growth.selection import Budget, select
 from nasbook.growth.surgery import Grown
@@ -58,13 +58,14 @@ class Scores:
 
 def start(overgrown: OvergrownNetwork, radius: float) -> None:
     """Puts every gate at ϵ, where step one begins: at 0, the loss would have no gradient in δ."""
+    require_positive(radius=radius)
     overgrown.set_epsilon(radius)
 
 
 def step_one(
     overgrown: OvergrownNetwork, optimizer: torch.optim.Optimizer, batch: Batch, loss: Loss, radius: float
-) -> Float[Tensor, ""]:
-    """One step of projected gradient descent on ε and δ (Eq. 4); returns the loss before it, detached.
+) -> tuple[Float[Tensor, ""], Tensor]:
+    """One step of projected gradient descent on ε and δ (Eq. 4); returns loss and outputs before it, detached.
 
     The paper turns the constraints into penalties; a projection keeps them exactly.
 
@@ -74,13 +75,18 @@ def step_one(
         batch: inputs and targets.
         loss: what is minimised.
         radius: ϵ.
+
+    Raises:
+        InvalidInput: a radius that is not above 0.
     """
+    require_positive(radius=radius)
     optimizer.zero_grad()
-    value = loss(overgrown(batch[0]), batch[1])
+    outputs = overgrown(batch[0])
+    value = loss(outputs, batch[1])
     value.backward()
     optimizer.step()
     overgrown.project(radius)
-    return value.detach()
+    return value.detach(), outputs.detach()
 
 
 def integrated_gradients(
@@ -99,10 +105,13 @@ def integrated_gradients(
         batches: over which the gradient is averaged, weighted by their sizes.
         loss: the mean over a batch.
         points: n.
+
+    Raises:
+        InvalidInput: no point, or no batch.
     """
     require_positive(points=points)
     reached = overgrown.epsilon()
-    batches = list(batches)
+    batches = _some(batches)
     total = torch.zeros_like(reached)
     with evaluating(overgrown):
         for place in range(1, points + 1):
@@ -121,7 +130,7 @@ def integrated_gradients_by_coordinate(
     """
     require_positive(points=points)
     reached = overgrown.epsilon()
-    batches = list(batches)
+    batches = _some(batches)
     total = torch.zeros_like(reached)
     with evaluating(overgrown):
         for index in range(len(reached)):
@@ -132,6 +141,13 @@ def integrated_gradients_by_coordinate(
                 total[index] += _mean_gradient(overgrown, batches, loss)[index]
     overgrown.set_epsilon(reached)
     return Scores(total / points, reached, _splits(overgrown))
+
+
+def _some(batches: Iterable[Batch]) -> list[Batch]:
+    found = list(batches)
+    if not found:
+        raise InvalidInput("There are no batches to average a gradient over; give one or more.")
+    return found
 
 
 def _mean_gradient(overgrown: OvergrownNetwork, batches: Sequence[Batch], loss: Loss) -> Float[Tensor, " candidates"]:

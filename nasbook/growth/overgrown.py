@@ -11,7 +11,8 @@ A new layer I + h is a width without neurons that gets some (:class:`~nasbook.ne
 
 With all gates at zero the network is the old one, to the last bit in evaluation mode: the old channels pass through the
 same kernels in the same shapes, the halves of a split are averaged before they are read (½(x + x) is exact), and what
-a new neuron adds is a sum of its own, of zeros.
+a new neuron adds is a sum of its own, of zeros. The activations have to give the same bits wherever a number stands in
+a tensor: ReLU, tanh and exp do on a CPU; torch's softplus rounds the last few numbers of a tensor in another way.
 
 In training mode each half of a split is normalised by its own moments of the batch; the old running statistics are
 left as they are.
@@ -356,7 +357,8 @@ class OvergrownNetwork(nn.Module):
 
     def set_epsilon(self, epsilon: Float[Tensor, " candidates"] | float) -> None:
         """Sets the gates."""
-        whole = torch.as_tensor(epsilon).expand(len(self.candidates))
+        like = next(iter(self.gates.values())).new_gates  # its precision: 0.1 in another one may lie outside a radius
+        whole = torch.as_tensor(epsilon, dtype=like.dtype, device=like.device).expand(len(self.candidates))
         with torch.no_grad():
             for part, values in zip(self.gate_parameters(), whole.split(self._sizes()), strict=True):
                 part.copy_(values)
@@ -378,7 +380,7 @@ class OvergrownNetwork(nn.Module):
         """Sums entries over each candidate: one tensor for each of :meth:`directions`, shaped like it."""
         sums = {(name, kind): torch.zeros_like(part) for name, kind, part in self._gate_parts()}
         for piece, value in zip(self.pieces, values, strict=True):
-            sums[piece.width, piece.kind] += piece.rows(value).flatten(1).sum(1)
+            sums[piece.width, piece.kind] += piece.rows(value.contiguous()).flatten(1).sum(1)
         return torch.cat([sums[name, kind] for name, kind, _ in self._gate_parts()])
 
     def spread(self, values: Float[Tensor, " candidates"]) -> list[Tensor]:
@@ -406,7 +408,7 @@ class OvergrownNetwork(nn.Module):
         """
         values = [part.detach() for part in self.directions()] if values is None else values
         found = [
-            piece.rows(value)
+            piece.rows(value.contiguous())
             for piece, value in zip(self.pieces, values, strict=True)
             if (piece.width, piece.kind) == (width, "split")
         ]
@@ -475,7 +477,14 @@ class OvergrownNetwork(nn.Module):
         Args:
             chosen: which of ``candidates``.
             epsilon: the gates at which they are kept; entries of others are not read.
+
+        Raises:
+            InvalidInput: a candidate that is not there, or one that is chosen twice.
         """
+        if len(set(chosen)) < len(chosen) or any(not 0 <= number < len(self.candidates) for number in chosen):
+            raise InvalidInput(
+                f"There are the candidates 0..{len(self.candidates) - 1}, each to be chosen once; got {list(chosen)}."
+            )
         splits: dict[str, list[int]] = {name: [] for name in self.gates}
         new: dict[str, list[int]] = {name: [] for name in self.gates}
         steps: dict[Candidate, float] = {}
@@ -492,7 +501,9 @@ class OvergrownNetwork(nn.Module):
         if sources:
             surgery.rewire(sources)
         step = {
-            (name, kind): torch.tensor([steps[Candidate(name, kind, i)] for i in (splits, new)[kind == "new"][name]])
+            (name, kind): torch.tensor(
+                [steps[Candidate(name, kind, i)] for i in (splits, new)[kind == "new"][name]], dtype=torch.float64
+            )
             for name, kind, _ in self._gate_parts()
         }
         for path, layer in self._layers.items():

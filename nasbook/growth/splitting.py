@@ -150,9 +150,14 @@ def splitting_matrices(
         batches: over which the loss is averaged, weighted by their sizes.
         loss: the mean over a batch.
         sharpness: of the softplus that curves the ReLUs.
+
+    Raises:
+        InvalidInput: no batch.
     """
     overgrown = splittable(network, sharpness=sharpness)
     batches = list(batches)
+    if not batches:
+        raise InvalidInput("There are no batches to average the loss over; give one or more.")
     images = sum(len(targets) for _, targets in batches)
     entries = {name: overgrown.split_rows(name).shape[1] for name, gates in overgrown.gates.items() if gates.splits}
     like = next(network.parameters())
@@ -168,10 +173,11 @@ def splitting_matrices(
 
 def least_eigenpairs(matrices: dict[str, Float[Tensor, "neurons entries entries"]]) -> Eigenpairs:
     """λ_min and its unit eigenvector of every splitting matrix."""
-    found = {name: torch.linalg.eigh(matrix) for name, matrix in matrices.items()}
+    # In double precision: on matrices of low rank, LAPACK's single-precision routine may not converge.
+    found = {name: torch.linalg.eigh(matrix.double()) for name, matrix in matrices.items()}
     return Eigenpairs(
-        {name: pair.eigenvalues[:, 0] for name, pair in found.items()},
-        {name: pair.eigenvectors[:, :, 0] for name, pair in found.items()},
+        {name: pair.eigenvalues[:, 0].to(matrices[name]) for name, pair in found.items()},
+        {name: pair.eigenvectors[:, :, 0].to(matrices[name]) for name, pair in found.items()},
     )
 
 
@@ -209,6 +215,8 @@ def rayleigh_quotients(
 ) -> Float[Tensor, " neurons"]:
     """δᵀSδ of every neuron over some batches: the eigenvalues that :func:`rayleigh_step` has come to."""
     batches = list(batches)
+    if not batches:
+        raise InvalidInput("There are no batches to average the loss over; give one or more.")
     images = sum(len(targets) for _, targets in batches)
     kept = [part.detach().clone() for part in overgrown.directions()]
     total = torch.zeros_like(overgrown.epsilon())
@@ -229,16 +237,19 @@ def split(network: Growable, chosen: dict[str, list[int]], vectors: dict[str, Te
         step: ε.
 
     Raises:
-        InvalidInput: a neuron that is not there.
+        InvalidInput: an unknown width, a neuron that is not there, or one given twice.
     """
-    overgrown = OvergrownNetwork(network, splits=dict.fromkeys(chosen, True))
     for name, neurons in chosen.items():
-        old = overgrown.gates[name].old
-        if any(not 0 <= neuron < old for neuron in neurons):
-            raise InvalidInput(f"The width {name} has {old} neurons, 0..{old - 1}; can't split {sorted(neurons)}.")
+        old = network.neurons()[network.declare().width(name).name]
+        if len(set(neurons)) < len(neurons) or any(not 0 <= neuron < old for neuron in neurons):
+            raise InvalidInput(
+                f"The width {name} has {old} neurons, 0..{old - 1}, each to be split once; can't split "
+                f"{sorted(neurons)}."
+            )
+    overgrown = OvergrownNetwork(network, splits=dict.fromkeys(chosen, True))
     overgrown.set_directions(overgrown.from_split_rows({name: vectors[name] for name in chosen}))
     numbers = [i for i, c in enumerate(overgrown.candidates) if c.index in chosen[c.width]]
-    return overgrown.grow(numbers, torch.full((len(overgrown.candidates),), step))
+    return overgrown.grow(numbers, torch.full((len(overgrown.candidates),), step, dtype=torch.float64))
 
 
 def _unit_vectors(overgrown: OvergrownNetwork, entries: dict[str, int], entry: int) -> list[Tensor]:

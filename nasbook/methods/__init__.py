@@ -1,12 +1,26 @@
-"""Search methods, one file a paper; each has a ``Config`` and a ``Search`` (Chapter 1 on).
+"""Search and growth methods, one file a paper.
 
-Drive a search with ``for report in search.epochs()``; ask it for ``result()`` at the end.
+A search method has a ``Config`` and a ``Search`` (Chapter 1 on). Drive a search with ``for report in search.epochs()``;
+ask it for ``result()`` at the end. A growth method has a ``Config`` (Chapter 4); a :class:`GrowthRun` takes it.
 """
 
 from types import ModuleType
 
 from nasbook.errors import unknown_name
-from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, random_search, stretchable
+from nasbook.methods import (
+    darts,
+    entrannas,
+    entrannas_dst,
+    firefly,
+    hill_climbing,
+    milenas,
+    net2net,
+    pc_darts,
+    random_search,
+    splitting_descent,
+    stretchable,
+)
+from nasbook.methods.growth import GrowthConfig, GrowthReport, GrowthRun
 from nasbook.methods.search import GradientSearch, SearchReport, SearchResult
 
 METHODS: dict[str, ModuleType] = {
@@ -19,6 +33,15 @@ METHODS: dict[str, ModuleType] = {
     "random-search": random_search,
 }
 """The modules of all methods by the names that the command line takes."""
+
+GROWTH_METHODS: dict[str, type[GrowthConfig]] = {
+    "firefly": firefly.Config,
+    "splitting": splitting_descent.Config,
+    "net2net": net2net.Config,
+    "nash": hill_climbing.Config,
+    "random": hill_climbing.RandomConfig,
+}
+"""The configurations of all growth methods by the names that the command line takes."""
 
 
 def get_method(name: str) -> ModuleType:
@@ -33,16 +56,24 @@ def get_method(name: str) -> ModuleType:
 
 
 __all__ = [
+    "GROWTH_METHODS",
     "METHODS",
     "GradientSearch",
+    "GrowthConfig",
+    "GrowthReport",
+    "GrowthRun",
     "SearchReport",
     "SearchResult",
     "darts",
     "entrannas",
     "entrannas_dst",
+    "firefly",
     "get_method",
+    "hill_climbing",
     "milenas",
+    "net2net",
     "pc_darts",
     "random_search",
+    "splitting_descent",
     "stretchable",
 ]

@@ -353,10 +353,14 @@ BUILDS_ON: dict[str, set[str]] = {
     "pc_darts": {"darts"},
     "entrannas": {"darts"},
     "entrannas_dst": {"entrannas"},
+    "firefly": set(),
+    "splitting_descent": set(),
+    "net2net": set(),
+    "hill_climbing": set(),
 }
 """Methods that may use another method, because their paper does."""
 
-SHARED_BY_METHODS = {"search"}
+SHARED_BY_METHODS = {"search", "growth"}
 
 
 def import_direction(package: Path) -> list[str]:

@@ -1,0 +1,137 @@
+"""Firefly neural architecture descent: grow what lowers the loss most (Wu, Liu, Stone & Liu, NeurIPS 2020).
+
+Chapter 4. A growth over-grows the network with all splits, new neurons and new layers (§2.2, §2.3), moves their gates
+and directions for an epoch under the constraints (Eq. 4), and keeps what promises most by integrated gradients (Eq. 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.growth import (
+    Budget,
+    OvergrownNetwork,
+    integrated_gradients,
+    select,
+    select_exactly,
+    start,
+    step_one,
+    step_two,
+    with_empty_layers,
+    without_empty_layers,
+)
+from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
+from nasbook.networks import Growable
+from nasbook.training import Batch
+
+SELECTIONS = {"greedy": select, "exact": select_exactly}
+"""How candidates are kept under a budget, by name: as the paper does, or the optimum under both budgets."""
+
+
+@dataclass(frozen=True)
+class Config(GrowthConfig):
+    """Firefly descent. Defaults are the paper's for width (B.2); what it leaves open is said."""
+
+    method: ClassVar[str] = "firefly"
+
+    splits: bool = True
+    """Whether existing neurons may split."""
+    new_neurons: int = 50
+    """m': new neurons that each width may choose from."""
+    new_layers: int = 0
+    """Empty layers at each place that may become layers; the paper's experiment on depth has 11."""
+    layer_neurons: int = 20
+    """m' of each of those layers."""
+    layer_budget: int | None = None
+    """η₁: new layers that a growth may add; None for any number."""
+    least_neurons: int = 2
+    """Neurons without which a new layer is not kept (B.2)."""
+    radius: float = 0.1
+    """ϵ, the largest gate. Not in the paper."""
+    direction_epochs: int = 1
+    """Passes over the training images in step one."""
+    direction_learning_rate: float = 0.01
+    """Of Adam on gates and directions. Optimiser and rate are not in the paper; gradients of splits are of the order ϵ²
+    and those of new neurons of the order ϵ, so that plain gradient descent would move one and not the other."""
+    points: int = 3
+    """n: points of the integrated gradient."""
+    scope: Literal["network", "width"] = "network"
+    """Whether the budget is one for the whole network, or each width has the same rate."""
+    selection: Literal["greedy", "exact"] = "greedy"
+    """How candidates are kept: sorted, as the paper does, or the optimum under both budgets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            radius=self.radius,
+            direction_epochs=self.direction_epochs,
+            direction_learning_rate=self.direction_learning_rate,
+            points=self.points,
+            least_neurons=self.least_neurons,
+        )
+        if min(self.new_neurons, self.new_layers, self.layer_neurons) < 0:
+            raise InvalidInput("new_neurons, new_layers and layer_neurons must be 0 or more.")
+        if not (self.splits or self.new_neurons or (self.new_layers and self.layer_neurons)):
+            raise InvalidInput("There is nothing to choose from: allow splits, new_neurons or new_layers.")
+        if self.scope not in ("network", "width"):
+            raise unknown_name("scope", self.scope, ("network", "width"))
+        if self.selection not in SELECTIONS:
+            raise unknown_name("selection", self.selection, SELECTIONS)
+
+    @property
+    def growth_epochs(self) -> int:
+        return self.direction_epochs
+
+    def begin(self, situation: Situation) -> Descent:
+        return Descent(self, situation)
+
+    def limits(self, network: Growable) -> Budget:
+        """η₀ and η₁ for a growth of this network."""
+        per_width: dict[Any, int] = {}
+        if self.scope == "width":
+            per_width = {name: max(1, round(self.rate * count)) for name, count in network.neurons().items() if count}
+        return Budget(self.budget(network), self.layer_budget, self.least_neurons, per_width)
+
+
+class Descent(Growth):
+    """One growth by firefly descent."""
+
+    def __init__(self, config: Config, situation: Situation) -> None:
+        super().__init__(situation)
+        self.config = config
+        self.prepared = with_empty_layers(situation.network, config.new_layers)
+        neurons = self.prepared.network.neurons()
+        self.overgrown = OvergrownNetwork(
+            self.prepared.network,
+            splits=config.splits,
+            new={name: config.new_neurons if count else config.layer_neurons for name, count in neurons.items()},
+            generator=situation.generator("directions"),
+        )
+        start(self.overgrown, config.radius)
+        moved = [*self.overgrown.gate_parameters(), *self.overgrown.directions()]
+        self.optimizer = torch.optim.Adam([part for part in moved if part.numel()], config.direction_learning_rate)
+
+    def run_step(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        self.overgrown.train()
+        return step_one(self.overgrown, self.optimizer, batch, F.cross_entropy, self.config.radius)
+
+    def finish(self) -> Result:
+        scores = integrated_gradients(self.overgrown, self.situation.batches(), F.cross_entropy, self.config.points)
+        limits = self.config.limits(self.situation.network)
+        choose = SELECTIONS[self.config.selection]
+        descent = step_two(self.overgrown, scores, limits, self.config.radius, choose)
+        grown = self.prepared.then(descent.grown)
+        return Result.of(self.situation, grown.then(without_empty_layers(grown.network)), descent.predicted)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"overgrown": self.overgrown.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.overgrown.load_state_dict(state["overgrown"])
+        self.optimizer.load_state_dict(state["optimizer"])
