@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.animation import AbstractMovieWriter, Animation, FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -175,24 +174,6 @@ def draw_supernet(
 def pick(number: int, most: int) -> list[int]:
     """At most ``most`` of ``number`` places, evenly spread, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, number - 1, min(number, most))})
-
-
-def eventful(counts: Float[np.ndarray, " epochs"], most: int) -> list[int]:
-    """At most ``most`` places, the first and the last among them: half by time, half by how much the counts change.
-
-    The connections of a sparse search go within a few epochs, and a network grows in a few. Frames at even steps of
-    time would miss how.
-    """
-    moved = np.concatenate([[0.0], np.abs(np.diff(counts)).cumsum()])
-    time = np.linspace(0, 1, len(counts))
-    progress = (time + moved / moved[-1]) / 2 if moved[-1] else time
-    # The first, the last, and then always the place that is farthest from those there are.
-    places = [0, len(counts) - 1][:most]
-    while len(places) < min(most, len(counts)):
-        nearest = np.abs(progress[:, None] - progress[places]).min(axis=1)
-        nearest[places] = -1.0
-        places.append(int(nearest.argmax()))
-    return sorted(set(places))
 
 
 def film(figure: Figure, draw: Callable[[int], None], places: Sequence[int]) -> FuncAnimation:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space
-from nasbook.plots.animation import MARKER, Film, eventful
+from nasbook.plots.animation import MARKER, Film
 from nasbook.plots.cells import draw_genotype, text_size
 from nasbook.plots.connections import (
     MARKER_PART,
@@ -210,6 +210,23 @@ def _legend(names: Iterable[str], key: str, top: float) -> tuple[str, float]:
     return "\n".join(parts), _ROW * len(rows)
 
 
+def _eventful(counts: Float[np.ndarray, " epochs"], most: int) -> list[int]:
+    """At most ``most`` places, the first and the last among them: half by time, half by how much is dropped.
+
+    The connections of a sparse search go within a few epochs. Frames at even steps of time would miss how.
+    """
+    moved = np.concatenate([[0.0], np.abs(np.diff(counts)).cumsum()])
+    time = np.linspace(0, 1, len(counts))
+    progress = (time + moved / moved[-1]) / 2 if moved[-1] else time
+    # The first, the last, and then always the place that is farthest from those there are.
+    places = [0, len(counts) - 1][:most]
+    while len(places) < min(most, len(counts)):
+        nearest = np.abs(progress[:, None] - progress[places]).min(axis=1)
+        nearest[places] = -1.0
+        places.append(int(nearest.argmax()))
+    return sorted(set(places))
+
+
 def animate_connections(
     history: Sequence[Epoch],
     kinds: Sequence[str] | None = None,
@@ -239,7 +256,7 @@ def animate_connections(
     kinds = tuple(kinds) if kinds else history[0].genotype.kinds
     values = {kind: kept_connections(history, kind, space) for kind in kinds}
     counts = {kind: (kept > 0).sum(axis=(1, 2)).astype(float) for kind, kept in values.items()}
-    places = eventful(np.sum([*counts.values()], axis=0), frames)
+    places = _eventful(np.sum([*counts.values()], axis=0), frames)
     shown = [history[place] for place in places]
     found = connection_layout(space)
     titles = {kind: [counted_connections(report, kind, space) for report in shown] for kind in kinds}

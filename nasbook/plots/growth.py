@@ -7,6 +7,7 @@ rows is in :mod:`nasbook.plots.growth_film`.
 from __future__ import annotations
 
 import functools
+import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -171,21 +172,19 @@ def growth_table(
 
 
 def _widths(history: Sequence[GrowthEpoch]) -> tuple[str, ...]:
-    """All names, each after the one that it follows when it first appears."""
-    found: list[str] = []
+    """All names, in an order that every report keeps."""
+    before: dict[str, list[str]] = {}
     for report in history:
-        after = 0
-        for name in report.neurons:
-            if name not in found:
-                found.insert(after, name)
-            place = found.index(name)
-            if place < after:
-                raise InvalidInput(
-                    f"Epoch {report.epoch}: the width {name!r} stands after {found[after - 1]!r}, "
-                    "and in an earlier epoch before it. Expected all reports in the order of the data."
-                )
-            after = place + 1
-    return tuple(found)
+        names = list(report.neurons)
+        for number, name in enumerate(names):
+            before.setdefault(name, []).extend(names[max(0, number - 1) : number])
+    try:
+        return tuple(graphlib.TopologicalSorter(before).static_order())
+    except graphlib.CycleError as error:
+        raise InvalidInput(
+            f"history: the widths {', '.join(sorted(set(error.args[1])))} stand in another order in some epochs than in "
+            "others. Expected all reports in the order of the data."
+        ) from None
 
 
 def _counts(

@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from nasbook.errors import require_positive
-from nasbook.plots.animation import Film, eventful
+from nasbook.plots.animation import Film, pick
 from nasbook.plots.cells import text_size
 from nasbook.plots.growth import (
     ACCURACY,
@@ -142,7 +142,7 @@ def animate_growth(
     """
     require_positive(frames=frames)
     table = growth_table(history, origins)
-    places = eventful(table.neurons.sum(axis=1).astype(float), frames)
+    places = _places(table, frames)
     last = len(places) - 1
     high = max(_LEAST, _ROW * len(table.widths))
     rows, scale = _rows(table, reader_labels(table.widths, labels), places[-1], high)
@@ -160,6 +160,16 @@ def animate_growth(
     data = {"headings": headings, "counts": counts, **scale, **moves}
     written = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return Film(drawing, last + 1, written, _PAINT, round(min(400, _SECONDS * 1000 / len(places))), still=last)
+
+
+def _places(table: GrowthTable, most: int) -> list[int]:
+    """At most ``most`` places of the history: the ends, those where a width changed, and others evenly between them."""
+    changed = (np.diff(table.neurons, axis=0) != 0) | np.diff(table.present, axis=0)  # (epochs - 1, widths)
+    first = sorted({0, *(np.flatnonzero(changed.any(axis=1)) + 1).tolist(), len(table.epochs) - 1})
+    if len(first) > most:
+        return [first[place] for place in pick(len(first), most)]
+    others = [place for place in range(len(table.epochs)) if place not in first]
+    return sorted([*first, *(others[place] for place in pick(len(others), most - len(first)))])
 
 
 def _heading(report: GrowthEpoch, last: int) -> str:

@@ -27,7 +27,7 @@ from nasbook.plots import (
     operation_label,
     show_animation,
 )
-from nasbook.plots.animation import eventful
+from nasbook.plots.connection_film import _eventful
 
 History = Callable[..., list[Any]]
 SMALL = Space(("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=2)
@@ -213,12 +213,12 @@ def test_one_kind_of_cell_and_no_temperature(make_history: History) -> None:
 
 def test_frames_are_closer_where_connections_are_dropped() -> None:
     counts = np.array([98.0] * 30 + [70.0, 50.0, 30.0, 20.0] + [10.0] * 30)
-    places = eventful(counts, 15)
+    places = _eventful(counts, 15)
     assert len(places) == 15 and places[0] == 0 and places[-1] == 63
     assert {30, 31, 32, 33, 34} <= set(places)
-    assert eventful(np.full(9, 5.0), 3) == [0, 4, 8]
-    assert eventful(np.full(1, 5.0), 3) == eventful(counts, 1) == [0]
-    assert eventful(counts, 100) == list(range(64))
+    assert _eventful(np.full(9, 5.0), 3) == [0, 4, 8]
+    assert _eventful(np.full(1, 5.0), 3) == _eventful(counts, 1) == [0]
+    assert _eventful(counts, 100) == list(range(64))
 
 
 _STAGE = """
