@@ -182,8 +182,8 @@ def _widths(history: Sequence[GrowthEpoch]) -> tuple[str, ...]:
         return tuple(graphlib.TopologicalSorter(before).static_order())
     except graphlib.CycleError as error:
         raise InvalidInput(
-            f"history: the widths {', '.join(sorted(set(error.args[1])))} stand in another order in some epochs than in "
-            "others. Expected all reports in the order of the data."
+            f"history: the widths {', '.join(sorted(set(error.args[1])))} stand in another order in some epochs "
+            "than in others. Expected all reports in the order of the data."
         ) from None
 
 
