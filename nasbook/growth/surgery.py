@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nasbook.errors import InvalidInput
+from nasbook.errors import InvalidInput, unknown_name
 from nasbook.networks.growable import Growable, PlainLayer, ResidualLayer, Width
 
 Cut = tuple[Any, ...]
@@ -221,9 +221,13 @@ class Surgery:
         """Makes the kernel of a convolution larger by a margin of zeros, and its padding with it.
 
         Raises:
-            InvalidInput: the layer is no convolution, or its kernel can't get that size by equal margins.
+            InvalidInput: there is no such layer, it is no convolution, or its kernel can't get that size by equal
+                margins.
         """
-        layer = self.network.get_submodule(path)
+        layers = dict(self.network.named_modules())
+        if path not in layers:
+            raise unknown_name("layer", path, [name for name in layers if isinstance(layers[name], nn.Conv2d)])
+        layer = layers[path]
         if not isinstance(layer, nn.Conv2d):
             raise InvalidInput(f"{path} is a {type(layer).__name__}; only a convolution has a kernel that can grow.")
         margins = [size - side for side in layer.kernel_size]
@@ -346,8 +350,16 @@ def rewire(network: Growable, sources: Mapping[str, Sequence[int] | Int64[Tensor
     return surgery.grown()
 
 
-def replay(network: Growable, cuts: Sequence[Cut]) -> Growable:
-    """Makes the cuts of a growth again on a copy of the network that it began with. Weights are not those of then."""
+def replay(network: Growable, cuts: Sequence[Sequence[Any]]) -> Growable:
+    """Makes the cuts of a growth again on a copy of the network that it began with. Weights are not those of then.
+
+    Args:
+        network: the one before the growth; left as it is.
+        cuts: each a :data:`Cut`, or the list that JSON makes of one.
+
+    Raises:
+        InvalidInput: an unknown cut, or one that this network can't have.
+    """
     surgery = Surgery(network)
     actions: dict[str, Callable[..., object]] = {
         "rewire": surgery.rewire,
