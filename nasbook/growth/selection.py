@@ -57,7 +57,11 @@ def select(
 
     Returns:
         Indices of the chosen candidates, ascending.
+
+    Raises:
+        InvalidInput: not as many widths as changes.
     """
+    _check_lengths(changes, widths)
     given_up: set[Hashable] = set()
     while True:
         chosen = _take_best(changes, widths, budget, set(new_layers), given_up)
@@ -113,7 +117,11 @@ def select_exactly(
 
     Returns:
         Indices of the chosen candidates, ascending.
+
+    Raises:
+        InvalidInput: not as many widths as changes.
     """
+    _check_lengths(changes, widths)
     layers = len(set(new_layers)) if budget.layers is None else min(budget.layers, len(set(new_layers)))
     best = np.full((budget.neurons + 1, layers + 1), np.inf)  # least sum with so many neurons and new layers
     best[0, 0] = 0.0
@@ -136,3 +144,8 @@ def select_exactly(
                     chosen[place] = [*earlier, *own[:count]]
         best, kept = now, chosen
     return sorted(kept[min(kept, key=lambda place: (best[place], place))])
+
+
+def _check_lengths(changes: Float[np.ndarray, " candidates"], widths: Sequence[Hashable]) -> None:
+    if len(changes) != len(widths):
+        raise InvalidInput(f"There are {len(changes)} changes and {len(widths)} widths; give both for each candidate.")
