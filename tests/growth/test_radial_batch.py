@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import mse_loss
 
+import nasbook.growth as general
 from nasbook.errors import InvalidInput
 from nasbook.growth.radial_batch import (
     Addition,
@@ -455,3 +457,51 @@ def test_without_new_neurons_random_search_splits():
     growth = random_search(batch, data, tries_of([0.99], 6), normal(0, 6, 0, 3), 0.01, 0, constant(0.05))
     assert not growth.new.any()
     assert torch.allclose(growth.batch.neurons[:, 1, 0] * 2, batch.neurons[:, 1, 0])
+
+
+# --- the general machine ----------------------------------------------------------------------------------------------
+
+
+def module_of(neurons):
+    """One row as the network that ``nasbook.growth`` grows."""
+    network = RadialNetwork(len(neurons)).double()
+    with torch.no_grad():
+        network.output.weight.copy_(neurons[None, :, 0])
+        network.hidden.weight.copy_(neurons[:, 1:2])
+        network.hidden.bias.copy_(neurons[:, 2])
+    return network
+
+
+def test_splitting_matrices_are_the_general_machines():
+    neurons, data = normal(21, 1, 3, 3), some_data(22, 1)
+    found = general.splitting_matrices(module_of(neurons[0]), [(data.x.T, data.y.T)], mse_loss)
+    assert torch.allclose(found["hidden"], splitting_matrices(neurons, data)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("new", [0, 2])
+def test_firefly_is_the_general_machines(new):
+    """With the same ε̃ and δ̃ both have the same scores, the same choice and the same grown network."""
+    neurons, data, radius = normal(21, 1, 3, 3), some_data(22, 1), 0.01
+    splits, fresh = normal(23, 1, 3, 2) / 3, normal(24, 1, new, 3) / 3
+    start = OvergrownBatch(neurons, torch.full((1, 3 + new), radius, dtype=torch.float64), splits, fresh)
+    over = overgrow(start, data, radius, 20)
+    machine = general.OvergrownNetwork(module_of(neurons[0]), new=new)
+    machine.set_epsilon(over.gates[0])
+    by_shape = {
+        (3, 1): over.splits[0, :, :1],  # rows of the hidden layer that move, θ₁
+        (3,): over.splits[0, :, 1],  # and their biases, θ₂
+        (new, 1): over.new[0, :, 1:2],
+        (new,): over.new[0, :, 2],
+        (1, new): over.new[0, :, 0][None],  # columns of the output layer, w
+    }
+    machine.set_directions([by_shape[tuple(part.shape)] for part in machine.directions()])
+    with torch.no_grad():
+        assert torch.allclose(machine(data.x.T)[:, 0], outputs(over.expand(), data.x)[0], atol=1e-14)
+    scores = general.integrated_gradients_by_coordinate(machine, [(data.x.T, data.y.T)], mse_loss)
+    assert torch.allclose(scores.gradients, integrated_gradients(over, data)[0], atol=1e-12)
+    descent = general.step_two(machine, scores, general.Budget(1), radius)
+    growth = firefly(RadialBatch.fresh(neurons), data, splits, fresh, radius, 20)
+    with torch.no_grad():
+        expected = descent.grown.network(data.x.T)[:, 0]
+    assert torch.allclose(outputs(growth.batch.neurons, data.x)[0], expected, atol=1e-14)
+    assert (descent.chosen[0] >= 3) == growth.new.item()
