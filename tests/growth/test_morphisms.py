@@ -43,7 +43,6 @@ from nasbook.networks import BlockStack, Gaussian, Perceptron, RadialNetwork, Re
 
 TOLERANCE = 1e-12
 some = settings(derandomize=True, deadline=None, max_examples=40, report_multiple_bugs=False)
-few = settings(derandomize=True, deadline=None, max_examples=15)
 
 a_shape = st.builds(
     Shape,
