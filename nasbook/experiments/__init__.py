@@ -5,7 +5,9 @@ from nasbook.experiments import (
     entrannas,
     entrannas_checks,
     entrannas_costs,
+    growing_networks,
     growing_radial,
+    growth_costs,
     segmentation,
     stretchable_cells,
     topology_checks,
@@ -17,6 +19,7 @@ from nasbook.experiments.differentiable_search import (
     relative_error,
     toy_trajectory,
 )
+from nasbook.experiments.growing_networks import from_scratch, growth_config, starting_network
 from nasbook.experiments.image_cells import (
     SEARCH_CONFIGS,
     derived_network,
@@ -50,13 +53,16 @@ from nasbook.experiments.registry import (
 )
 from nasbook.experiments.scale import (
     ENTRANNAS_SCALES,
+    GROWTH_SCALES,
     SCALES,
     STRETCHABLE_SCALES,
     EnTranNASScale,
+    GrowthScale,
     Scale,
     StretchableScale,
     entrannas_scale,
     get_scale,
+    growth_scale,
     stretchable_scale,
 )
 from nasbook.experiments.stretchable_cells import (
@@ -68,12 +74,14 @@ from nasbook.experiments.verdicts import Status, Verdict
 __all__ = [
     "CLAIMS",
     "ENTRANNAS_SCALES",
+    "GROWTH_SCALES",
     "SCALES",
     "SEARCH_CONFIGS",
     "STRETCHABLE_SCALES",
     "Claim",
     "EnTranNASScale",
     "Experiment",
+    "GrowthScale",
     "Measurement",
     "Provenance",
     "Record",
@@ -94,10 +102,15 @@ __all__ = [
     "entrannas_scale",
     "find_record",
     "fit_config",
+    "from_scratch",
     "get_claim",
     "get_experiment",
     "get_scale",
+    "growing_networks",
     "growing_radial",
+    "growth_config",
+    "growth_costs",
+    "growth_scale",
     "hypergradient_problem",
     "judge",
     "list_experiments",
@@ -114,6 +127,7 @@ __all__ = [
     "search_config",
     "search_space",
     "segmentation",
+    "starting_network",
     "stretchable_cells",
     "stretchable_config",
     "stretchable_scale",

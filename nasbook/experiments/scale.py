@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from nasbook.errors import InvalidInput, unknown_name
 from nasbook.genotypes import DARTS_OPERATIONS, Space
@@ -200,6 +201,8 @@ STRETCHABLE_SCALES: dict[str, StretchableScale] = {
 }
 """The scales of Chapter 2 by name."""
 
+ChapterScale = TypeVar("ChapterScale", bound=Scale)
+
 
 def stretchable_scale(scale: Scale) -> StretchableScale:
     """The numbers of Chapter 2 at a scale.
@@ -207,14 +210,7 @@ def stretchable_scale(scale: Scale) -> StretchableScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    if isinstance(scale, StretchableScale):
-        return scale
-    if scale != SCALES.get(scale.name):  # its own numbers would be lost
-        raise InvalidInput(
-            f"Chapter 2 needs numbers of its own (layers, parameters, stretchable_nodes), which the scale "
-            f"{scale.name!r} lacks: give a StretchableScale, or the name of a scale."
-        )
-    return STRETCHABLE_SCALES[scale.name]
+    return _chapters_own(scale, StretchableScale, STRETCHABLE_SCALES, 2)
 
 
 @dataclass(frozen=True)
@@ -265,14 +261,175 @@ def entrannas_scale(scale: Scale) -> EnTranNASScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    if isinstance(scale, EnTranNASScale):
+    return _chapters_own(scale, EnTranNASScale, ENTRANNAS_SCALES, 3)
+
+
+@dataclass(frozen=True)
+class GrowthScale(Scale):
+    """The numbers of Chapter 4, whose networks grow; of the others it uses data and seeds."""
+
+    vgg: str
+    """The network of Fig. 4, by name."""
+    vgg_channels: int
+    """Channels of each of its convolutions at the start."""
+    vgg_full: float
+    """Widths of the network that sizes are relative to, as a multiple of the standard ones; 1 in the paper."""
+    growths: int
+    """How often it grows."""
+    growth_epochs: int
+    """Passes between two growths."""
+    growth_batch: int
+    """Images a step."""
+    new_neurons: int
+    """m' of Firefly."""
+    child_epochs: int
+    """Passes that NASH trains a child."""
+    split_images: int | None
+    """Images from which splitting matrices are computed; None for all."""
+    split_epochs: int
+    """Passes down the Rayleigh quotient instead; 0 for exact matrices."""
+    mobile_data: str
+    """Data set of Fig. 6."""
+    mobile_channels: int
+    """Channels of each layer of MobileNetV1 at the start."""
+    mobile_growths: int
+    """How often MobileNetV1 grows."""
+    depth_data: str
+    """Data set of the first rows of Table 3."""
+    depth_growths: int
+    """How often the block stack grows."""
+    depth_epochs: int
+    """Passes between two growths of the block stack."""
+    depth_places: int
+    """Empty layers that Firefly puts into each block."""
+    depth_neurons: int
+    """m' of Firefly in Table 3."""
+    retrain_epochs: int
+    """Passes of the last training of Table 3."""
+    timed_widths: tuple[int, ...]
+    """Channels at which one growth is timed."""
+
+
+_GROWTH_NUMBERS: dict[str, dict[str, Any]] = {
+"quick": {
+    "vgg": "vgg11",
+    "vgg_channels": 4,
+    "vgg_full": 0.125,
+    "growths": 5,
+    "growth_epochs": 6,
+    "growth_batch": 64,
+    "new_neurons": 10,
+    "child_epochs": 1,
+    "split_images": 256,
+    "split_epochs": 0,
+    "mobile_data": "digits",
+    "mobile_channels": 4,
+    "mobile_growths": 3,
+    "depth_data": "digits",
+    "depth_growths": 3,
+    "depth_epochs": 5,
+    "depth_places": 3,
+    "depth_neurons": 10,
+    "retrain_epochs": 15,
+    "timed_widths": (4, 8, 16, 32),
+},
+"laptop": {
+    "vgg": "vgg11",
+    "vgg_channels": 8,
+    "vgg_full": 0.25,
+    "growths": 5,
+    "growth_epochs": 10,
+    "growth_batch": 64,
+    "new_neurons": 20,
+    "child_epochs": 1,
+    "split_images": 256,
+    "split_epochs": 0,
+    "mobile_data": "fashion-mnist",
+    "mobile_channels": 8,
+    "mobile_growths": 3,
+    "depth_data": "fashion-mnist",
+    "depth_growths": 4,
+    "depth_epochs": 8,
+    "depth_places": 4,
+    "depth_neurons": 20,
+    "retrain_epochs": 20,
+    "timed_widths": (8, 16, 32),
+},
+"gpu": {
+    "vgg": "vgg19",
+    "vgg_channels": 16,
+    "vgg_full": 1.0,
+    "growths": 6,
+    "growth_epochs": 20,
+    "growth_batch": 128,
+    "new_neurons": 50,
+    "child_epochs": 2,
+    "split_images": None,
+    "split_epochs": 4,
+    "mobile_data": "cifar100",
+    "mobile_channels": 32,
+    "mobile_growths": 4,
+    "depth_data": "mnist",
+    "depth_growths": 11,
+    "depth_epochs": 5,
+    "depth_places": 11,
+    "depth_neurons": 20,
+    "retrain_epochs": 40,
+    "timed_widths": (8, 16, 32, 64),
+},
+"paper": {
+    "vgg": "vgg19",
+    "vgg_channels": 16,
+    "vgg_full": 1.0,
+    "growths": 8,
+    "growth_epochs": 160,
+    "growth_batch": 128,
+    "new_neurons": 50,
+    "child_epochs": 17,
+    "split_images": None,
+    "split_epochs": 0,
+    "mobile_data": "cifar100",
+    "mobile_channels": 32,
+    "mobile_growths": 6,
+    "depth_data": "mnist",
+    "depth_growths": 11,
+    "depth_epochs": 40,
+    "depth_places": 11,
+    "depth_neurons": 20,
+    "retrain_epochs": 200,
+    "timed_widths": (8, 16, 32, 64),
+},
+}
+
+GROWTH_SCALES: dict[str, GrowthScale] = {
+    name: GrowthScale(**vars(SCALES[name]), **numbers) for name, numbers in _GROWTH_NUMBERS.items()
+}
+"""The scales of Chapter 4 by name."""
+
+
+def growth_scale(scale: Scale) -> GrowthScale:
+    """The numbers of Chapter 4 at a scale.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
+    return _chapters_own(scale, GrowthScale, GROWTH_SCALES, 4)
+
+
+def _chapters_own(
+    scale: Scale, kind: type[ChapterScale], known: dict[str, ChapterScale], chapter: int
+) -> ChapterScale:
+    """A chapter's own scale: the one that is given, or that of the same name."""
+    if isinstance(scale, kind):
         return scale
     if scale != SCALES.get(scale.name):  # its own numbers would be lost
+        own = [field.name for field in fields(kind) if field.name not in {f.name for f in fields(Scale)}]
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise InvalidInput(
-            f"Chapter 3 needs numbers of its own (annealed_learning_rate, bottleneck_channels, penalty_weights), which "
-            f"the scale {scale.name!r} lacks: give an EnTranNASScale, or the name of a scale."
+            f"Chapter {chapter} needs numbers of its own ({', '.join(own)}), which the scale {scale.name!r} lacks: "
+            f"give {article} {kind.__name__}, or the name of a scale."
         )
-    return ENTRANNAS_SCALES[scale.name]
+    return known[scale.name]
 
 
 def get_scale(name: str | None = None) -> Scale:

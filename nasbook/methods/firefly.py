@@ -52,8 +52,9 @@ class Config(GrowthConfig):
     """η₁: new layers that a growth may add; None for any number."""
     least_neurons: int = 2
     """Neurons without which a new layer is not kept (B.2)."""
-    radius: float = 0.1
-    """ϵ, the largest gate. Not in the paper."""
+    radius: float = 0.01
+    """ϵ, the largest gate. Not in the paper. On a thin VGG-11 trained on digits, the kept candidates lowered the loss by
+    two thirds of what Eq. 5 predicts at 0.01, by a third at 0.03, and raised it at 0.1."""
     direction_epochs: int = 1
     """Passes over the training images in step one."""
     direction_learning_rate: float = 0.01

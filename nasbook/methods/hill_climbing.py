@@ -32,7 +32,7 @@ class Config(GrowthConfig):
     """Passes over the training images that each child trains."""
     child_learning_rate: float = 0.05
     """Of SGD at a child's start; it falls to 0 by a cosine (NASH, §4)."""
-    radius: float = 0.1
+    radius: float = 0.03
     """How far the halves of a split neuron move apart, each way, and the outgoing scale of a new neuron. NASH's own
     morphisms preserve the function exactly; equal halves would stay equal."""
     new_neurons: int = 0
@@ -71,6 +71,10 @@ class RandomConfig(Config):
     """k."""
     child_epochs: int = 1
     """As long as step one of firefly descent."""
+    radius: float = 0.01
+    """As in firefly descent."""
+    new_neurons: int = 50
+    """As in firefly descent."""
 
 
 class HillClimbing(Growth):

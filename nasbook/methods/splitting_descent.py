@@ -35,8 +35,9 @@ class Config(GrowthConfig):
 
     method: ClassVar[str] = "splitting"
 
-    step: float = 0.1
-    """ε: how far the two halves of a split neuron are moved apart, each way."""
+    step: float = 0.03
+    """ε: how far the two halves of a split neuron are moved apart, each way. On a thin VGG-11 trained on digits, splits
+    lowered the loss by nearly all of what ½ε²λ predicts at 0.03, by an eighth of it at 0.1, and raised it at 0.3."""
     sharpness: float = 5.0
     """β of the softplus that gives ReLUs a second derivative."""
     direction_epochs: int = 0
