@@ -234,7 +234,10 @@ def mobile(workplace: Workplace) -> dict[str, Any]:
     scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     values: dict[str, Any] = {}
     for label in ("Firefly", "splitting", "Net2Net", "NASH"):
-        config = growth_config(METHODS[label], scale, growths=scale.mobile_growths, rate=0.35)
+        own: dict[str, Any] = {"growths": scale.mobile_growths, "epochs": scale.mobile_epochs, "rate": 0.35}
+        if label == "NASH":  # the paper's share, 17 of 160
+            own["child_epochs"] = max(1, round(scale.mobile_epochs * 17 / 160))
+        config = growth_config(METHODS[label], scale, **own)
         network = starting_network(scale, data, seed, "mobilenet-v1", scale.mobile_channels)
         _, values[label] = _grow(workplace, f"grow {label}", network, config)
     return values
