@@ -30,10 +30,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.errors import require_positive, unknown_name
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
-from nasbook.experiments.scale import SCALES, Scale
+from nasbook.experiments.scale import SCALES, Scale, own_scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, mean_and_error, one_sided_p, trend
 from nasbook.growth.radial_batch import (
     Growth,
@@ -120,14 +120,7 @@ def radial_scale(scale: Scale) -> RadialScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    if isinstance(scale, RadialScale):
-        return scale
-    if scale != SCALES.get(scale.name):  # its own numbers would be lost
-        raise InvalidInput(
-            f"Fig. 3 needs numbers of its own (targets, iterations, most), which the scale {scale.name!r} lacks: "
-            f"give a RadialScale, or the name of a scale."
-        )
-    return RADIAL_SCALES[scale.name]
+    return own_scale(scale, RadialScale, RADIAL_SCALES, "Fig. 3")
 
 
 # --- the problem ------------------------------------------------------------------------------------------------------

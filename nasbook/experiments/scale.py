@@ -210,7 +210,7 @@ def stretchable_scale(scale: Scale) -> StretchableScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    return _chapters_own(scale, StretchableScale, STRETCHABLE_SCALES, 2)
+    return own_scale(scale, StretchableScale, STRETCHABLE_SCALES, "Chapter 2")
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def entrannas_scale(scale: Scale) -> EnTranNASScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    return _chapters_own(scale, EnTranNASScale, ENTRANNAS_SCALES, 3)
+    return own_scale(scale, EnTranNASScale, ENTRANNAS_SCALES, "Chapter 3")
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class GrowthScale(Scale):
     mobile_growths: int
     """How often MobileNetV1 grows."""
     mobile_epochs: int
-    """Passes between two growths of MobileNetV1. Its 27 layers learn slowly: with 6 passes, or with 8 channels or fewer,
+    """Passes between two growths of MobileNetV1. Its 27 layers learn slowly: with 6 passes, or with 8 channels or less,
     the small network at ``quick`` stays below a third of the training images."""
     depth_data: str
     """Data set of the first rows of Table 3."""
@@ -420,20 +420,24 @@ def growth_scale(scale: Scale) -> GrowthScale:
     Raises:
         InvalidInput: the scale is none of the four and has no such numbers.
     """
-    return _chapters_own(scale, GrowthScale, GROWTH_SCALES, 4)
+    return own_scale(scale, GrowthScale, GROWTH_SCALES, "Chapter 4")
 
 
-def _chapters_own(
-    scale: Scale, kind: type[ChapterScale], known: dict[str, ChapterScale], chapter: int
+def own_scale(
+    scale: Scale, kind: type[ChapterScale], known: dict[str, ChapterScale], owner: str
 ) -> ChapterScale:
-    """A chapter's own scale: the one that is given, or that of the same name."""
+    """The scale with the numbers of a chapter or a figure: the one that is given, or that of the same name.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
     if isinstance(scale, kind):
         return scale
     if scale != SCALES.get(scale.name):  # its own numbers would be lost
         own = [field.name for field in fields(kind) if field.name not in {f.name for f in fields(Scale)}]
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise InvalidInput(
-            f"Chapter {chapter} needs numbers of its own ({', '.join(own)}), which the scale {scale.name!r} lacks: "
+            f"{owner} needs numbers of its own ({', '.join(own)}), which the scale {scale.name!r} lacks: "
             f"give {article} {kind.__name__}, or the name of a scale."
         )
     return known[scale.name]
