@@ -13,6 +13,7 @@ CHAPTERS = (
     "nasbook.exercises.differentiable_search",
     "nasbook.exercises.stretchable_cells",
     "nasbook.exercises.engine_and_transit_cells",
+    "nasbook.exercises.growing_networks",
 )
 """The modules that register exercises, one a chapter."""
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +17,19 @@ from nasbook.exercises.engine_and_transit_cells import (
     WRONG_TEMPERATURES,
     WRONG_TRANSITS,
 )
+from nasbook.exercises.growing_networks import (
+    WRONG_COUNTS,
+    WRONG_ENTRIES,
+    WRONG_FILLS,
+    WRONG_MATRICES,
+    WRONG_PROBLEMS,
+    WRONG_PROMISES,
+    WRONG_WIDENINGS,
+)
 from nasbook.exercises.stretchable_cells import WRONG_PENALTIES
 from nasbook.genotypes import DARTS_V2, CellGenotype, Edge
-from nasbook.networks import channels_for
+from nasbook.growth import insert_residual, net2deeper, rewire, widen_with_zeros
+from nasbook.networks import VGG, Perceptron, channels_for
 from nasbook.supernets import Relaxation, connected_cell, strongest_edges
 
 
@@ -118,6 +129,47 @@ class Sparsemax(Relaxation):
         return CellGenotype(tuple(edges), self.space.nodes, self.space.inputs)
 
 
+def wider(neurons, copied):
+    sources = [*range(neurons), *copied]
+    return sources, [1 / sources.count(source) for source in sources]
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def identity(x, eps):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return (variance + eps).sqrt(), mean, mean, variance
+
+
+def splitting_matrix(x, residual, theta, w):
+    """By differentiating twice, where the chapter's solution has a formula."""
+    split = torch.zeros(2, dtype=x.dtype, requires_grad=True)
+
+    def loss(delta):
+        halves = [(torch.outer(x, p[:1]).sum(1) + p[1]).square().div(-2).exp() for p in (theta + delta, theta - delta)]
+        old = (theta[0] * x + theta[1]).square().div(-2).exp()
+        return (residual + w * (sum(halves) / 2 - old)).square().mean()
+
+    with torch.enable_grad():
+        return torch.autograd.functional.hessian(loss, split)
+
+
+def predicted_changes(is_split, s, reached, radius):
+    of_split = torch.where(reached == 0, 0, radius**2 * s / torch.where(reached == 0, 1, reached))
+    return torch.where(is_split, of_split, -radius * s.abs())
+
+
+def fill(changes, costs, parameters):
+    best = {0: (0.0, [])}
+    for i, (change, cost) in enumerate(zip(changes, costs, strict=True)):
+        for spent, (total, chosen) in list(best.items()):
+            if spent + cost <= parameters and total + change < best.get(spent + cost, (0.0,))[0]:
+                best[spent + cost] = total + change, [*chosen, i]
+    return min(best.values())[1]
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -141,6 +193,13 @@ RIGHT = {
         (98 * 4.25) / (35 * 1.5 + 8 * 2.75),
     ),
     "entrannas.sparsemax": Sparsemax,
+    "firefly.wider": wider,
+    "firefly.count": (290, 156, 324, 2336),
+    "firefly.identity": identity,
+    "firefly.splitting-matrix": splitting_matrix,
+    "firefly.gates": predicted_changes,
+    "firefly.greedy": lambda n: ([-1.01, *[-1.0] * n], ["a", *["b"] * n]),
+    "firefly.parameters": fill,
 }
 
 
@@ -207,6 +266,21 @@ def test_an_answer_that_raises_is_wrong():
         *(("entrannas.memory", wrong, hint) for hint, wrong in WRONG_SAVINGS.items()),
         ("entrannas.memory", (2.46, 3.0), "The first is right"),
         *(("entrannas.sparsemax", wrong, hint) for hint, wrong in WRONG_RELAXATIONS.items()),
+        *(("firefly.wider", wrong, hint) for hint, wrong in WRONG_WIDENINGS.items()),
+        ("firefly.wider", lambda n, copied: wider(n, [*copied, 0]), "once more for each copy"),
+        ("firefly.wider", lambda n, copied: (wider(n, copied)[0], [1.0]), "every channel has one of each"),
+        *(("firefly.count", wrong, hint) for hint, wrong in WRONG_COUNTS.items()),
+        ("firefly.count", (290, 156, 580, 2336), "third number"),
+        ("firefly.count", (290, 156, 324, 2304), "fourth number is not right. A batch norm"),
+        *(("firefly.identity", wrong, hint) for hint, wrong in WRONG_ENTRIES.items()),
+        ("firefly.identity", lambda x, eps: identity(x[:2], eps), "In training mode"),
+        *(("firefly.splitting-matrix", wrong, hint) for hint, wrong in WRONG_MATRICES.items()),
+        *(("firefly.gates", wrong, hint) for hint, wrong in WRONG_PROMISES.items()),
+        *(("firefly.greedy", wrong, hint) for hint, wrong in WRONG_PROBLEMS.items()),
+        ("firefly.greedy", lambda n: ([-3.0, -2.0, -2.0], "abb"), "For n = 2 greedy gets -3, and the best choice -4"),
+        *(("firefly.parameters", wrong, hint) for hint, wrong in WRONG_FILLS.items()),
+        ("firefly.parameters", lambda changes, costs, parameters: [], "4 is possible"),
+        ("firefly.parameters", lambda changes, costs, parameters: list(range(4)), "costs 71 parameters"),
     ],
 )
 def test_the_hint_fits_the_mistake(name, answer, hint):
@@ -220,3 +294,43 @@ def test_a_limit_on_beta_is_right_too():
 def test_unknown_exercise_names_the_nearest():
     with pytest.raises(InvalidInput, match=r"Did you mean 'darts\.count'"):
         nasbook.check("dart.count", 1)
+
+
+def test_shares_keep_the_function():
+    narrow = Perceptron(2, [3], 1, activation=torch.nn.Tanh).double()
+    sources, factors = RIGHT["firefly.wider"](3, [0, 0, 2])
+    wide = rewire(narrow, {"layers.0.linear": sources}).network
+    with torch.no_grad():
+        wide.classifier.weight *= torch.tensor(factors)
+    x = torch.linspace(-2, 2, 20, dtype=torch.float64).view(10, 2)
+    torch.testing.assert_close(wide(x), narrow(x))
+
+
+def test_parameters_are_those_of_a_thin_vgg():
+    network, generator = VGG("vgg11", 16, size=8, in_channels=1), torch.Generator()
+    grown = (
+        widen_with_zeros(network, {"layers.1.convolution": 17}, generator),
+        widen_with_zeros(network, {"layers.7.convolution": 17}, generator),
+        insert_residual(network, "layers.1.inserted", 0, 2, generator),
+        net2deeper(network, "layers.1.inserted", 0),
+    )
+    assert tuple(parameters(g.network) - parameters(network) for g in grown) == RIGHT["firefly.count"]
+
+
+def test_any_order_of_sources_is_right():
+    assert grade("firefly.wider", lambda n, copied: tuple(part[::-1] for part in wider(n, copied))) is None
+
+
+def test_unequal_shares_are_named():
+    def unequal(neurons, copied):
+        sources, factors = wider(neurons, copied)
+        last = len(sources) - 1 - sources[::-1].index(sources[-1])
+        first = sources.index(sources[-1])
+        factors[first], factors[last] = factors[first] * 1.5, factors[last] - factors[first] / 2
+        return sources, factors
+
+    assert "not equal" in grade("firefly.wider", unequal)
+
+
+def test_a_filled_budget_may_be_an_array():
+    assert grade("firefly.parameters", lambda *case: np.array(fill(*case), dtype=np.int64)) is None
