@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.growth import (
     Budget,
+    CandidateDescent,
     OvergrownNetwork,
     integrated_gradients,
     select,
@@ -57,9 +57,9 @@ class Config(GrowthConfig):
     two thirds of what Eq. 5 predicts at 0.01, by a third at 0.03, and raised it at 0.1."""
     direction_epochs: int = 1
     """Passes over the training images in step one."""
-    direction_learning_rate: float = 0.01
-    """Of Adam on gates and directions. Optimiser and rate are not in the paper; gradients of splits are of the order ϵ²
-    and those of new neurons of the order ϵ, so that plain gradient descent would move one and not the other."""
+    direction_rate: float = 0.1
+    """Length of the first step of a direction in step one, in units of its largest norm, and of a gate in units of ϵ; see
+    :class:`~nasbook.growth.CandidateDescent`. The paper says "gradient descent"."""
     points: int = 3
     """n: points of the integrated gradient."""
     scope: Literal["network", "width"] = "network"
@@ -72,12 +72,14 @@ class Config(GrowthConfig):
         require_positive(
             radius=self.radius,
             direction_epochs=self.direction_epochs,
-            direction_learning_rate=self.direction_learning_rate,
+            direction_rate=self.direction_rate,
             points=self.points,
             least_neurons=self.least_neurons,
         )
         if min(self.new_neurons, self.new_layers, self.layer_neurons) < 0:
             raise InvalidInput("new_neurons, new_layers and layer_neurons must be 0 or more.")
+        if self.layer_budget is not None and self.layer_budget < 0:
+            raise InvalidInput(f"layer_budget must be 0 or more, got {self.layer_budget}.")
         if not (self.splits or self.new_neurons or (self.new_layers and self.layer_neurons)):
             raise InvalidInput("There is nothing to choose from: allow splits, new_neurons or new_layers.")
         if self.scope not in ("network", "width"):
@@ -115,8 +117,7 @@ class Descent(Growth):
             generator=situation.generator("directions"),
         )
         start(self.overgrown, config.radius)
-        moved = [*self.overgrown.gate_parameters(), *self.overgrown.directions()]
-        self.optimizer = torch.optim.Adam([part for part in moved if part.numel()], config.direction_learning_rate)
+        self.optimizer = CandidateDescent(self.overgrown, config.radius, config.direction_rate)
 
     def run_step(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         self.overgrown.train()

@@ -8,6 +8,7 @@ it can stop and go on after any of their steps.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -262,7 +263,7 @@ class GrowthRun(Fit):
             self._growth_seconds = 0.0
         if not growing and len(self.events) < phase:  # a growth without epochs of its own
             self._growth_seconds = 0.0
-            self._finish(self.growth_config.begin(self._situation(phase)), phase)
+            self._finish(self.growth_config.begin(self._situation(phase)))
         if not growing:
             rate = DECAYS["cosine"](self.config.learning_rate, number, self.growth_config.epochs)
             for group in self.optimizer.param_groups:
@@ -284,8 +285,7 @@ class GrowthRun(Fit):
         loss = correct = float("nan")
         if growing and number + 1 == config.growth_epochs:
             assert self._growth is not None
-            self._finish(self._growth, phase)
-            self._growth = None
+            self._finish(self._growth)
         if growing:
             self._growth_seconds += self.elapsed()
         elif number + 1 == config.epochs:
@@ -325,33 +325,39 @@ class GrowthRun(Fit):
         images = self.data.train_images[self._validation], self.data.train_labels[self._validation]
         return evaluate(network, *images, self.data, channels_last=self._channels_last)[1]
 
-    def _finish(self, growth: Growth, phase: int) -> None:
+    def _finish(self, growth: Growth) -> None:
         started = time.perf_counter()
-        situation = growth.situation
-        before = situation.loss(self.network)
-        result = growth.finish()
-        self._take(result.network, result.optimizer)
-        self.events.append(
-            GrowthEvent(
-                epoch=self.epoch + 1 if self.growth_config.growth_epochs else self.epoch,
-                method=self.growth_config.method,
-                cuts=result.cuts,
-                neurons=self.network.neurons(),
-                parameters=count_parameters(self.network),
-                loss_before=before,
-                loss_after=situation.loss(self.network),
-                predicted=result.predicted,
-                seconds=self._growth_seconds
-                + (self.elapsed() if self.growth_config.growth_epochs else time.perf_counter() - started),
-            )
+        epochs = self.growth_config.growth_epochs
+        situation, result = growth.situation, growth.finish()
+        seconds = self._growth_seconds + (self.elapsed() if epochs else time.perf_counter() - started)
+        network, optimizer = self._fitted(result.network, result.optimizer)
+        event = GrowthEvent(
+            epoch=self.epoch + 1 if epochs else self.epoch,
+            method=self.growth_config.method,
+            cuts=result.cuts,
+            neurons=network.neurons(),
+            parameters=count_parameters(network),
+            loss_before=situation.loss(situation.network),
+            loss_after=situation.loss(network),
+            predicted=result.predicted,
+            seconds=seconds,
         )
-
-    def _take(self, network: Growable, optimizer: torch.optim.Optimizer) -> None:
+        if not math.isfinite(event.loss_after):  # a checkpoint of it would be of no use
+            raise self._diverged("The loss of the grown network", event.loss_after, self.step)
+        # All at once, so that a run which is interrupted before goes on as if this had not begun.
         self.network, self.optimizer = network, optimizer
+        self.events.append(event)
+        self._growth = None
+
+    def _fitted(
+        self, network: Growable, optimizer: torch.optim.Optimizer
+    ) -> tuple[Growable, torch.optim.Optimizer]:
+        """Both as this run's device and memory order have them."""
         if self._channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for group in optimizer.param_groups:
             group.update(optimizer_form(self.device))
+        return network, optimizer
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -367,7 +373,7 @@ class GrowthRun(Fit):
         self.events = [GrowthEvent.from_state(event) for event in state["events"]]
         network = replay_history(self._initial, self.events)
         options = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
-        self._take(network, torch.optim.SGD(network.parameters(), **options))
+        self.network, self.optimizer = self._fitted(network, torch.optim.SGD(network.parameters(), **options))
         super().load_state_dict(state)
         self._growth, self._growth_seconds = None, state["growth_seconds"]
         if state["growth"] is not None:
@@ -377,9 +383,16 @@ class GrowthRun(Fit):
 
     def header(self) -> dict[str, Any]:
         config = {field.name: getattr(self.growth_config, field.name) for field in fields(self.growth_config)}
-        shapes = [list(parameter.shape) for parameter in self._initial.parameters()]
-        header = {**super().header(), "method": f"grow by {self.growth_config.method}", "shapes": shapes}
-        return {**header, "growth": {name: _plain(value) for name, value in config.items()}}
+        header = super().header()
+        return {  # what a reader has chosen comes first, as the first difference is the one that a refusal names
+            "method": f"grow by {self.growth_config.method}",
+            "network": header["network"],
+            "shapes": [list(parameter.shape) for parameter in self._initial.parameters()],
+            "growth": {name: _plain(value) for name, value in config.items()},
+            "data": header["data"],
+            "seed": header["seed"],
+            **{name: value for name, value in header.items() if name not in ("method", "shapes")},
+        }
 
 
 def _plain(value: Any) -> Any:
