@@ -5,6 +5,7 @@ Every function works on what a network declares of itself (:mod:`nasbook.network
 """
 
 from nasbook.growth.firefly import (
+    CandidateDescent,
     Descent,
     Scores,
     integrated_gradients,
@@ -42,6 +43,7 @@ from nasbook.growth.surgery import Cut, Grown, Surgery, remap_optimizer, replay,
 __all__ = [
     "Budget",
     "Candidate",
+    "CandidateDescent",
     "CurvedReLU",
     "Cut",
     "Descent",

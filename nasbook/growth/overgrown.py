@@ -559,7 +559,9 @@ class OvergrownNetwork(nn.Module):
             if added:
                 taken = layer.columns.detach().view(len(layer.columns), reads.new, layer.positions, *weight.shape[2:])
                 taken = taken[:, added] * step[name, "new"].to(weight).view(1, -1, *[1] * (taken.dim() - 2))
-                view[:, -len(added) :] = taken if rows is None else gather(taken, 0, torch.tensor(rows, dtype=torch.int64))
+                if rows is not None:
+                    taken = gather(taken, 0, torch.tensor(rows, dtype=torch.int64))
+                view[:, -len(added) :] = taken
 
     @staticmethod
     def _row_changes(
