@@ -1,4 +1,4 @@
-"""The command line: search, train, segment, draw, reproduce, and lists of what there is.
+"""The command line: search, train, grow, segment, draw, reproduce, and lists of what there is.
 
 Every expected error ends in one line on standard error and a non-zero exit. Help comes first and loads nothing:
 torch is imported when a command runs.
@@ -22,11 +22,13 @@ Differentiable and growing neural architecture search.
 
   search METHOD          search for a cell: nasbook search darts --data digits --out runs/darts
   train GENOTYPE         train the network of a cell: nasbook train runs/darts/genotype.json
+  grow METHOD            train a small network and grow it: nasbook grow firefly --network vgg11 --widths 16
   segment GENOTYPE       train its cells under a DeepLabV3 head: nasbook segment DARTS_V2 --data shapes
   draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
+                         or a network that grew: nasbook draw runs/firefly/result.json --out growth.png
   reproduce EXPERIMENT   measure a table or figure of the book: nasbook reproduce darts-random --seed 1
   records                show what was measured and what it says of the papers' claims
-  list                   list methods, data sets, operations, published cells, experiments and scales
+  list                   list methods, networks, data sets, operations, cells, experiments and scales
 
 nasbook COMMAND --help shows a command's options. A GENOTYPE is a JSON file or a published name.
 """

@@ -15,6 +15,7 @@ from nasbook import processes
 from nasbook.cli.options import (
     DrawOptions,
     FolderOptions,
+    GrowOptions,
     Interrupted,
     RecordsOptions,
     ReproduceOptions,
@@ -129,6 +130,64 @@ def _train(arguments: list[str]) -> None:
     print(f"weights: {options.out / 'weights.safetensors'}")
 
 
+def _grow(arguments: list[str]) -> None:
+    from nasbook.experiments import get_scale, growth_config, growth_scale, starting_network
+    from nasbook.methods import GROWTH_METHODS
+    from nasbook.networks import GROWABLE_NETWORKS
+
+    name, rest = positional(arguments, "grow", "METHOD", f"One of: {', '.join(GROWTH_METHODS)}.", GROWTH_METHODS)
+    scale = get_scale(scale_in(rest))
+    own = growth_scale(scale)
+    defaults: GrowOptions[Any] = GrowOptions(
+        out=Path("runs") / name,
+        data=scale.data,
+        scale=scale.name,
+        network=own.vgg,
+        widths=(own.vgg_channels,),
+        config=growth_config(name, scale),
+    )
+    title = (GROWTH_METHODS[name].__doc__ or "").splitlines()[0]
+    kind: Any = GrowOptions  # subscripted with a class that is known only now
+    options = parse(kind[GROWTH_METHODS[name]], defaults, f"nasbook grow {name}", title, rest)
+    if options.network not in GROWABLE_NETWORKS:  # before the data, which may have to be downloaded
+        raise unknown_name("growable network", options.network, GROWABLE_NETWORKS)
+    if not options.widths:
+        raise Usage("Give --widths one number, or one for each layer.")
+    if _is_folder(options.data) and not options.folder.test_share:
+        raise Usage("The network is evaluated on test images: give a --test-share above 0.")
+
+    from safetensors.torch import save as to_safetensors
+
+    from nasbook.files import whole_file
+    from nasbook.growth import save_history
+    from nasbook.methods import GrowthRun
+
+    data = _load(options)
+    widths = options.widths[0] if len(options.widths) == 1 else options.widths
+    network = starting_network(scale, data, options.seed, options.network, widths)
+    run = GrowthRun(network, data, options.config, seed=options.seed)
+    _drive(run, options, f"grow by {name}")
+    with whole_file(options.out / "weights.safetensors") as file:
+        file.write(to_safetensors({k: v.cpu().contiguous() for k, v in run.network.state_dict().items()}))
+    save_history(run.events, options.out / "history.json")
+    curves = [
+        {**row, **{field: getattr(report, field) for field in ("phase", "growing", "neurons", "parameters")}}
+        for row, report in zip(_curves(run.history), run.history, strict=True)
+    ]
+    start = {"network": options.network, "widths": widths, "classes": data.classes, "in_channels": data.channels,
+             "size": data.size}  # fmt: skip
+    _write_json(options.out / "result.json", {**run.header(), "start": start, "history": curves})
+    for report in run.history:
+        if not math.isnan(report.validation_accuracy):  # the last one of a phase
+            print(
+                f"after {report.phase} growths: test accuracy {report.validation_accuracy:.2%}, "
+                f"{report.parameters:,} parameters, {sum(report.neurons.values()):,} neurons"
+            )
+    print(f"weights: {options.out / 'weights.safetensors'}")
+    print(f"history: {options.out / 'history.json'}")
+    print(f"draw it: {shlex.join(['nasbook', 'draw', str(options.out / 'result.json'), '--out', 'growth.png'])}")
+
+
 def _segment(arguments: list[str]) -> None:
     from nasbook.experiments import get_scale
     from nasbook.experiments.segmentation import segmentation_settings
@@ -194,17 +253,20 @@ def _segment(arguments: list[str]) -> None:
 
 
 def _draw(arguments: list[str]) -> None:
-    name, rest = positional(arguments, "draw", "GENOTYPE", "A JSON file, or a name from `nasbook list`.")
-    options = parse(DrawOptions, DrawOptions(), "nasbook draw GENOTYPE", "Draw the cells of a genotype.", rest)
+    expected = "A JSON file, or a name from `nasbook list`; or the result.json of `nasbook grow`."
+    name, rest = positional(arguments, "draw", "GENOTYPE", expected)
+    title = "Draw the cells of a genotype, or a network that grew."
+    options = parse(DrawOptions, DrawOptions(), "nasbook draw GENOTYPE", title, rest)
     endings = (".png", ".svg", ".pdf")
     if options.out.suffix not in endings:
         raise Usage(f"--out must end in {', '.join(endings)}; got {str(options.out)!r}.")
-    genotype = _genotype(name)
+    reports = _reports_of_growth(name)
+    genotype: Any = _genotype(name) if reports is None else None
 
     from nasbook.files import whole_file
-    from nasbook.plots import draw_genotype
+    from nasbook.plots import draw_genotype, draw_growth
 
-    figure = draw_genotype(genotype)
+    figure = draw_growth(reports) if genotype is None else draw_genotype(genotype)
     with whole_file(options.out) as file:
         figure.savefig(file, format=options.out.suffix[1:], dpi=200, bbox_inches="tight")
     print(options.out)
@@ -286,10 +348,13 @@ def _list(arguments: list[str]) -> None:
     from nasbook.data import list_images
     from nasbook.experiments import SCALES, list_experiments
     from nasbook.genotypes import PUBLISHED
-    from nasbook.methods import METHODS
+    from nasbook.methods import GROWTH_METHODS, METHODS
+    from nasbook.networks import STANDARD_WIDTHS
     from nasbook.operations import get_operation, list_operations
 
     _section("methods", {name: (m.__doc__ or "").splitlines()[0] for name, m in METHODS.items()})
+    _section("growth methods", {name: (m.__doc__ or "").splitlines()[0] for name, m in GROWTH_METHODS.items()})
+    _section("growable networks", {n: f"{len(w)} layers, {_span(w)} wide" for n, w in STANDARD_WIDTHS.items()})
     _section("data sets", {name: "embedded" if name == "digits" else "downloaded" for name in list_images()})
     _section("operations", {name: get_operation(name).summary for name in list_operations()})
     _section("published genotypes", dict.fromkeys(PUBLISHED, ""))
@@ -300,6 +365,7 @@ def _list(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "search": _search,
     "train": _train,
+    "grow": _grow,
     "segment": _segment,
     "draw": _draw,
     "reproduce": _reproduce,
@@ -335,6 +401,25 @@ def _genotype(name: str) -> Any:
             except InvalidInput as error:
                 raise InvalidInput(f"{name}: cells.{kind}.edges[{number}]: {error}") from None
     return genotype
+
+
+def _reports_of_growth(name: str) -> Any:
+    """The reports in the result.json of `nasbook grow`; None if the name is of something else."""
+    from nasbook.growth.history import FORMAT
+    from nasbook.methods import GrowthReport
+
+    try:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        if content.get("format") == FORMAT:
+            raise InvalidInput(f"{name} has the growths only; to draw the epochs too, give the result.json beside it.")
+        return [
+            GrowthReport.from_state({field: math.nan if value is None else value for field, value in row.items()})
+            for row in content["history"]
+        ]
+    except InvalidInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # read as a genotype, it is said what is wrong
+        return None
 
 
 def _load(options: Any) -> Any:
@@ -441,6 +526,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
     with whole_file(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _section(title: str, entries: dict[str, str]) -> None:

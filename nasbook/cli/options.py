@@ -87,6 +87,18 @@ class TrainOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrowOptions(RunOptions, Generic[ConfigType]):
+    """Options of growing a network."""
+
+    network: str
+    """The network that grows: a name from `nasbook list`."""
+    widths: tuple[int, ...]
+    """Neurons of its layers at the start: one number for all of them, or one for each."""
+    config: tyro.conf.OmitArgPrefixes[ConfigType]
+    """The method's own options."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentOptions(RunOptions):
     """Options of training a segmentation network."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from nasbook.data import ImageData, load_images
-from nasbook.growth import OvergrownNetwork
+from nasbook.growth import CandidateDescent, OvergrownNetwork
 from nasbook.methods import GROWTH_METHODS, GrowthRun, growth
 from nasbook.networks import Growable, build_growable
 from nasbook.seeding import seed_everything
@@ -109,12 +109,12 @@ def at_call(number: int, of: Any, name: str, do: Callable[..., None] = die) -> N
 KILLS: dict[str, dict[str, Callable[[], None]]] = {
     # kind: name: what to change so that the process dies. An epoch has 3 steps, and each one a checkpoint.
     "firefly": {
-        "in the second epoch of step one": lambda: at_call(5, torch.optim.Adam, "step"),
+        "in the second epoch of step one": lambda: at_call(5, CandidateDescent, "step"),
         "in step two": lambda: at_call(1, OvergrownNetwork, "grow"),
         "after step two, not saved": lambda: at_call(2, growth, "remap_optimizer"),
         "a checkpoint of the second growth half written": lambda: at_call(18, os, "fsync", halve_and_die),
     },
-    "firefly-depth": {"in the second growth": lambda: at_call(5, torch.optim.Adam, "step")},
+    "firefly-depth": {"in the second growth": lambda: at_call(5, CandidateDescent, "step")},
     "rayleigh": {"in descent": lambda: at_call(5, torch.optim.Adam, "step")},
     "nash": {
         "in the second child": lambda: at_call(8, torch.optim.SGD, "step"),

@@ -761,7 +761,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("net2net", {"new_layers": -1}, "^noise and new_layers must be 0 or more"),
     ("firefly", {"radius": 0.0}, "^radius must be above 0, got 0"),
     ("firefly", {"direction_epochs": 0}, "^direction_epochs must be above 0, got 0"),
-    ("firefly", {"direction_learning_rate": 0.0}, "^direction_learning_rate must be above 0, got 0"),
+    ("firefly", {"direction_rate": 0.0}, "^direction_rate must be above 0, got 0"),
     ("firefly", {"points": 0}, "^points must be above 0, got 0"),
     ("firefly", {"least_neurons": 0}, "^least_neurons must be above 0, got 0"),
     ("firefly", {"new_neurons": -1}, "^new_neurons, new_layers and layer_neurons must be 0 or more"),
@@ -916,7 +916,7 @@ def test_damaged_histories(name, finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"version": 2}, "nasbook.growth of version 2"), ({"format": "nasbook.genotype"}, "nasbook.genotype of version 1")],
+    [({"version": 2}, "nasbook.growth of version 2"), ({"format": "nasbook.other"}, "nasbook.other of version 1")],
 )
 def test_histories_of_another_format(change, said, finished, tmp_path):
     path = tmp_path / "history.json"
