@@ -108,12 +108,14 @@ def starting_network(
 def from_scratch(network: Growable, seed: int) -> Growable:
     """A network of the same structure with fresh weights; the same seed and structure give the same ones."""
     fresh = copy.deepcopy(network)
+    device = next(fresh.parameters()).device
+    fresh.to("cpu")  # whose generator is the one that is seeded: a device's own would draw other weights each time
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(fold_seed(seed, "from scratch"))
         for module in fresh.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm):
                 module.reset_parameters()
-    return fresh
+    return fresh.to(device)
 
 
 def _grow(workplace: Workplace, name: str, network: Growable, config: GrowthConfig) -> tuple[GrowthRun, dict[str, Any]]:
