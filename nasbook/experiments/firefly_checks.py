@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,34 +171,46 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+SUBSETS = 8
+"""Random halves of the candidates that are grown; errors are root mean squares over them."""
+
+
 def taylor() -> dict[str, Any]:
     """Change of the loss by half of the candidates and what Eq. 5 predicts of it, at smaller and smaller ϵ.
 
-    ``change`` and ``error`` are absolute values; ``by_coordinate`` is the error with the integrated gradients of the
-    paper's path, and ``paths`` the largest difference of s between the two paths.
+    ``change``, ``error`` and ``by_coordinate`` are root mean squares over random halves, the last one the error with
+    the integrated gradients of the paper's path; ``paths`` is the largest difference of s between the two paths.
     """
-    epsilons = [0.1 * 2.0**-k for k in range(5)]
+    epsilons = [0.1 * 2.0**-k for k in range(7)]
     found: dict[str, Any] = {"epsilon": epsilons, "rows": {}}
     for name, (network, batch) in _smooth_examples().items():
         before = _loss(network, batch)
         for kind, options in KINDS.items():
             overgrown = OvergrownNetwork(network, generator=generator(0, "taylor directions"), **options).eval()
-            chosen = list(range(0, len(overgrown.candidates), 2))
+            count, draws = len(overgrown.candidates), generator(0, "taylor subsets")
+            halves = [torch.randperm(count, generator=draws)[: count // 2].tolist() for _ in range(SUBSETS)]
             row: dict[str, Any] = {"change": [], "error": [], "by_coordinate": [], "paths": []}
             for epsilon in epsilons:
                 overgrown.set_epsilon(epsilon * _signs(overgrown))
                 together = integrated_gradients(overgrown, [batch], F.mse_loss)
                 alone = integrated_gradients_by_coordinate(overgrown, [batch], F.mse_loss)
-                grown = overgrown.grow(chosen, together.epsilon(epsilon)).network
-                change = _loss(grown.eval(), batch) - before
-                row["change"].append(abs(change))
-                row["error"].append(abs(change - float(together.changes(epsilon)[chosen].sum())))
-                predicted = float((together.epsilon(epsilon) * alone.gradients)[chosen].sum())
-                row["by_coordinate"].append(abs(change - predicted))
+                kept = together.epsilon(epsilon)
+                changes = [_loss(overgrown.grow(half, kept).network.eval(), batch) - before for half in halves]
+                predicted = {
+                    "error": [float((kept * together.gradients)[half].sum()) for half in halves],
+                    "by_coordinate": [float((kept * alone.gradients)[half].sum()) for half in halves],
+                }
+                row["change"].append(_root_mean_square(changes))
+                for key, values in predicted.items():
+                    row[key].append(_root_mean_square(np.subtract(changes, values)))
                 row["paths"].append(float((together.gradients - alone.gradients).abs().max()))
-            row["slopes"] = {key: _slope(epsilons[1:], values[1:]) for key, values in row.items()}
+            row["slopes"] = {key: _slope(epsilons[3:], values[3:]) for key, values in row.items()}
             found["rows"][f"{name}, {kind}"] = row
     return found
+
+
+def _root_mean_square(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 @torch.no_grad()
