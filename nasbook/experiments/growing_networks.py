@@ -35,6 +35,7 @@ __all__ = [
     "from_scratch",
     "growth_config",
     "mobile",
+    "size_advantage",
     "starting_network",
     "width",
 ]

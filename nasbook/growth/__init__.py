@@ -26,7 +26,7 @@ from nasbook.growth.morphisms import (
     split_neurons,
     widen_with_zeros,
 )
-from nasbook.growth.overgrown import Candidate, OvergrownNetwork
+from nasbook.growth.overgrown import Candidate, OvergrownLayer, OvergrownNetwork
 from nasbook.growth.selection import Budget, select, select_exactly
 from nasbook.growth.splitting import (
     CurvedReLU,
@@ -37,6 +37,7 @@ from nasbook.growth.splitting import (
     split,
     splittable,
     splitting_matrices,
+    splitting_products,
 )
 from nasbook.growth.surgery import Cut, Grown, Surgery, remap_optimizer, replay, rewire
 
@@ -50,6 +51,7 @@ __all__ = [
     "Eigenpairs",
     "Grown",
     "GrowthEvent",
+    "OvergrownLayer",
     "OvergrownNetwork",
     "Scores",
     "Surgery",
@@ -76,6 +78,7 @@ __all__ = [
     "split_neurons",
     "splittable",
     "splitting_matrices",
+    "splitting_products",
     "start",
     "step_one",
     "step_two",

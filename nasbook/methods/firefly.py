@@ -30,6 +30,8 @@ from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
 from nasbook.networks import Growable
 from nasbook.training import Batch
 
+__all__ = ["SELECTIONS", "Config", "FireflyGrowth"]
+
 SELECTIONS = {"greedy": select, "exact": select_exactly}
 """How candidates are kept under a budget, by name: as the paper does, or the optimum under both budgets."""
 
@@ -91,8 +93,8 @@ class Config(GrowthConfig):
     def growth_epochs(self) -> int:
         return self.direction_epochs
 
-    def begin(self, situation: Situation) -> Descent:
-        return Descent(self, situation)
+    def begin(self, situation: Situation) -> FireflyGrowth:
+        return FireflyGrowth(self, situation)
 
     def limits(self, network: Growable) -> Budget:
         """η₀ and η₁ for a growth of this network."""
@@ -102,7 +104,7 @@ class Config(GrowthConfig):
         return Budget(self.budget(network), self.layer_budget, self.least_neurons, per_width)
 
 
-class Descent(Growth):
+class FireflyGrowth(Growth):
     """One growth by firefly descent."""
 
     def __init__(self, config: Config, situation: Situation) -> None:
