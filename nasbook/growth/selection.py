@@ -107,8 +107,8 @@ def select_exactly(
     """The optimum of the linearised problem under both budgets, by dynamic programming over the widths.
 
     Candidates that are not predicted to lower the loss are not taken, not even to fill a layer up to ``least``. Within
-    a width the best k candidates are the k with the largest decrease; so what remains is how many each width gets. Costs
-    widths × neurons² × layers.
+    a width the best k candidates are the k with the largest decrease; so what remains is how many each width gets.
+    Costs widths × neurons² × layers.
 
     Args:
         changes: predicted change of the loss, one a candidate; negative is good.
