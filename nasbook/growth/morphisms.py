@@ -221,8 +221,7 @@ def net2deeper(network: Growable, place: str, index: int, *, inputs: Tensor | No
             f"σ(σ(x)) = σ(x), such as ReLU. Insert a residual layer at {place} instead."
         )
     surgery = Surgery(network)
-    with torch.random.fork_rng(devices=[]):  # its weights are set below
-        layer = surgery.insert(place, index, "plain")
+    layer = surgery.insert(place, index, "plain")  # its weights are set below
     assert isinstance(layer, PlainLayer)
     _check_rectified(surgery.network, place, index)
     with torch.no_grad():
@@ -259,8 +258,7 @@ def insert_residual(
         InvalidInput: no such place or index, or neurons below 0.
     """
     surgery = Surgery(network)
-    with torch.random.fork_rng(devices=[]):  # its weights are set below
-        layer = surgery.insert(place, index, "residual", neurons)
+    layer = surgery.insert(place, index, "residual", neurons)  # its weights are set below
     assert isinstance(layer, ResidualLayer)
     _draw(layer.layer, torch.ones(neurons, dtype=torch.bool), generator)
     layer.projection.weight.detach().zero_()

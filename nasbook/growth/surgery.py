@@ -188,7 +188,12 @@ class Surgery:
             "normalized": declared.normalized,
             "activation": declared.activation,
         }
-        layer = ResidualLayer(channels, neurons, **options) if kind == "residual" else PlainLayer(channels, **options)
+        with torch.random.fork_rng(devices=[]):  # what is drawn elsewhere does not change
+            layer = (
+                ResidualLayer(channels, neurons, **options)
+                if kind == "residual"
+                else PlainLayer(channels, **options)
+            )
         reference = next(self.network.parameters())
         layer.to(device=reference.device, dtype=reference.dtype).train(self.network.training)
         self._rename(place, {i: i + (i >= index) for i in range(len(layers))})
