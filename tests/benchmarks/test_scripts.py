@@ -20,6 +20,7 @@ import torch
 import tyro
 from scipy import stats
 
+import growth
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import DARTS_SPACE, Space
 
@@ -233,6 +234,88 @@ def test_topology_alone():
     assert [number for number, row in enumerate(rows) if "of_step" in row] == [1]
     assert rows[4]["codes"] == 2**7  # the first node's, with the paper's N = 9
     assert rows[0]["over_softmax"] == rows[3]["over_softmax"] == 1
+
+
+GROWING = growth.Setting("vgg11", 2, 2, (1, 8))
+
+
+def test_growth_steps():
+    rows = growth.measure_steps(GROWING, 2, (0, 3), 2, CPU)
+    assert [row["way"] for row in rows] == ["training", "over-grown, m' = 0", "over-grown, m' = 3"]
+    assert [row.get("candidates") for row in rows] == [None, 8 * 2, 8 * (2 + 3)]
+    assert rows[0]["ratio"] == rows[0]["saved_ratio"] == 1
+    saved = [row["saved_ratio"] for row in rows]
+    assert saved == sorted(saved) and saved[1] > 1.5  # both halves of every neuron
+    assert saved[2] == rows[2]["saved_bytes"] / rows[0]["saved_bytes"]
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_a_growth_step_moves_candidates_only():
+    data = GROWING.data(2, CPU)
+    training, over = growth.Step(GROWING.network(CPU), data), growth.StepOne(GROWING.network(CPU), data, 3)
+    before = [parameter.clone() for parameter in training.network.parameters()]
+    for one, other in zip(before, over.overgrown.before[0].parameters(), strict=True):
+        assert torch.equal(one, other)  # both begin with the same network
+    moved = over.overgrown.epsilon()
+    training.run(), over.run()
+    assert not torch.equal(over.overgrown.epsilon(), moved)
+    for one, now, other in zip(
+        before, training.network.parameters(), over.overgrown.before[0].parameters(), strict=True
+    ):
+        assert torch.equal(one, other) and not torch.equal(one, now)
+
+
+def test_scores_and_splitting():
+    common, alone = growth.measure_scores(GROWING, 2, 1, CPU)
+    assert (common["way"], alone["way"]) == ("common path", "by coordinate")
+    assert common["candidates"] == alone["candidates"] == 8 * 3
+    assert alone["ratio"] > 2  # 24 times the passes
+    training, product, matrices = growth.measure_splitting(GROWING, 2, 1, CPU)
+    assert [row.get("products") for row in (training, product, matrices)] == [None, 1, 9 * 2]
+    assert product["of_product"] == 1 and matrices["of_product"] > 1
+    assert training["of_product"] == pytest.approx(1 / product["ratio"])
+
+
+def test_radial_gradients():
+    rows = growth.measure_radial((1, 2), 1, CPU, networks=3)
+    ways = ["written out", "one backward pass", "vmap of grad"]
+    assert [(row["neurons"], row["way"]) for row in rows] == [(count, way) for count in (1, 2) for way in ways]
+    assert rows[3]["networks"] == 3 and rows[3]["ratio"] == 1
+    x = torch.randn(3, 7, dtype=torch.float64)
+    neurons = torch.randn(3, 2, 3, dtype=torch.float64)
+    found = [way() for way in growth.radial_ways(neurons, growth.RadialData(x, x + 1)).values()]
+    assert found[0].abs().max() > 0.1
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0])
+
+
+def test_surgery():
+    rows = growth.measure_surgery(GROWING, 2, 1, CPU)
+    assert [row["way"] for row in rows] == ["training", "widen", "widen, momenta", "insert", "insert, momenta"]
+    network = growth.Setting("vgg11", 10, 2, (1, 8)).network(CPU)
+    wider, deeper = growth.widened(network), growth.deepened(network)
+    assert set(wider.network.neurons().values()) == {13}
+    assert wider.cuts[0][1]["layers.0.convolution"] == [*range(10), 0, -1, -1]
+    assert len(deeper.network.neurons()) == 9 and set(deeper.network.neurons().values()) == {10}
+
+
+def test_growth_from_options_to_record(tmp_path, capsys):
+    options = growth.Options(
+        rounds=1, batch=2, channels=2, new=(1,), neurons=(1,), repeats=1, record=True, records_dir=tmp_path
+    )
+    growth.main(options)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "growth.quick-channels2-batch2.cpu.json"
+    parts = [row["part"] for row in measure.read_record(path)["rows"]]
+    assert parts == ["step"] * 2 + ["scores"] * 2 + ["splitting"] * 3 + ["radial"] * 3 + ["surgery"] * 5
+    printed = capsys.readouterr().out
+    assert "vgg11, 2 channels a layer, batch 2, 1×8×8" in printed and "insert, momenta" in printed
+
+
+def test_the_settings_are_the_scales():
+    assert growth.SETTINGS["quick"] == growth.Setting("vgg11", 4, 64, (1, 8))
+    assert growth.SETTINGS["paper"] == growth.Setting("vgg19", 16, 128, (3, 32))
 
 
 def test_the_ratio_of_rounds():
