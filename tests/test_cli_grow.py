@@ -190,7 +190,7 @@ def test_a_seed_decides_everything(answers, folder):
     for name in ("history.json", "result.json"):
         texts = [without_seconds((folder / run / name).read_text()) for run in ("firefly", "again", "seed 1")]
         assert texts[0] == texts[1] != texts[2]
-    assert answers["firefly resumed at its end"]["changed"] in ([], ["firefly/history.json"])
+    assert answers["firefly resumed at its end"]["changed"] == []
     assert answers["firefly resumed at its end"]["out"] == answers["firefly"]["out"]
 
 

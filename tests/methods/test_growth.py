@@ -161,6 +161,10 @@ def test_images_of_16_pixels_are_kept_in_another_order(kind, data, tmp_path):
         run = tiny.make_run(kind, data, growths=1)
         run.load(tmp_path / "checkpoint.pt")
     same(tiny.ending(run), tiny.ending(expected))
+    for network in (run.network, expected.network):  # grown by now
+        kernels = [value for value in network.state_dict().values() if value.dim() == 4 and min(value.shape[1:]) > 1]
+        assert kernels
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.fixture(scope="module")
