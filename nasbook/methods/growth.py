@@ -26,7 +26,7 @@ from nasbook.data import ImageData, evaluation_batches
 from nasbook.errors import CheckpointError, InvalidInput, require_positive
 from nasbook.growth import Cut, Grown, GrowthEvent, remap_optimizer, replay_history
 from nasbook.networks import Growable
-from nasbook.seeding import fold_seed
+from nasbook.seeding import fold_seed, generator
 from nasbook.training import (
     Batch,
     EpochReport,
@@ -63,7 +63,7 @@ class GrowthConfig(ABC):
     validation_share: float = 0.1
     """Training images that no method trains on; hill climbing chooses its children by them."""
     scored_images: int | None = None
-    """Training images over which a growth measures losses and scores; None for all."""
+    """Training images over which a growth measures losses and scores, chosen at random once; None for all."""
 
     method: ClassVar[str]
     """Its name."""
@@ -124,7 +124,7 @@ class Situation:
 
     def generator(self, *stream: int | str) -> torch.Generator:
         """A fresh generator on the CPU for one stream of this growth."""
-        return torch.Generator().manual_seed(fold_seed(self.seed, *stream))
+        return generator(self.seed, *stream)
 
     def loss(self, network: Growable) -> float:
         """Mean loss over the images that a growth looks at, in evaluation mode."""
@@ -308,8 +308,9 @@ class GrowthRun(Fit):
     def _situation(self, phase: int) -> Situation:
         images, labels = self.loader.images, self.loader.labels
         count = self.growth_config.scored_images
-        if count is not None:  # the same at each growth; the split has put them in no order of their own
-            images, labels = images[:count], labels[:count]
+        if count is not None:  # the same at each growth; at random, since a set may be sorted by its classes
+            chosen = torch.randperm(len(labels), generator=generator(self.seed, "scored images"))[:count]
+            images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
         return Situation(
             network=self.network,
             optimizer=self.optimizer,
