@@ -112,6 +112,9 @@ def test_of_equal_candidates_the_earlier_is_taken():
         assert choose(changes, ["w"] * 6, Budget(2)) == [1, 3]
         assert choose(changes, ["w"] * 6, Budget(4)) == [0, 1, 3, 4]
     assert select(changes, list("abcdef"), Budget(4)) == [0, 1, 3, 4]
+    many = np.where(np.arange(500) % 3 == 0, -2.0, -1.0)  # more than a sort keeps in order by chance
+    for choose in (select, select_exactly):
+        assert choose(many, ["w"] * 500, Budget(5)) == [0, 3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("choose", [select, select_exactly])
