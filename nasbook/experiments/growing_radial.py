@@ -411,11 +411,15 @@ def _judge_radial(record: Record) -> Verdict:
     }
     ends = "; ".join(f"{name} {mean_and_error(end[name])}" for name in METHODS)
     numbers = f"loss / variance with {losses['Firefly'].shape[1]} neurons, {len(gap)} targets: {ends}. " + ". ".join(
-        f"{texts[name]}: {status}, p = {p:.3f}" for name, (status, p) in parts.items()
+        f"{texts[name]}: {status}, {_p_text(p)}" for name, (status, p) in parts.items()
     )
     statuses = {name: status for name, (status, _) in parts.items()}
     core_fails = any(statuses[name] == "does not hold at this scale" for name in ("above", "zero"))
     return trend(not core_fails, all(status == "holds" for status in statuses.values()), numbers)
+
+
+def _p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _part(differences: list[np.ndarray]) -> tuple[str, float]:

@@ -265,7 +265,8 @@ def plot_orders(
             x, mean, yerr=np.stack([below, error]) if error.any() else None, capsize=2.5, elinewidth=1.0,
             markersize=5.5, label=f"{label}: slope {slope:.2f}", gid=f"errors-{number}", **_look(number),
         )  # fmt: skip
-        last = int(np.flatnonzero(~np.isnan(mean) & within).max(initial=0))
+        counted = np.flatnonzero(~np.isnan(mean) & within)
+        last = int(counted[x[counted].argmax()])  # steps may fall or rise
         drawn.append((slope, float(x[last]), float(mean[last])))
     for slope in slopes:
         _, at, height = min(drawn, key=lambda line: abs(line[0] - slope))
@@ -279,7 +280,7 @@ def plot_orders(
             f"slope {slope:g}", (middle, 0.45 * height * (middle / at) ** slope), xytext=(4, -2),
             textcoords="offset points", fontsize=7.5, ha="left", va="top",
         )  # fmt: skip
-    if x.max() < 1000 * x.min() and len(x) <= 12:  # too few powers of ten to read the steps by
+    if x.max() < 100 * x.min() and len(x) <= 12:  # too few powers of ten to read the steps by
         ax.xaxis.set_major_locator(FixedLocator(x.tolist()))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())

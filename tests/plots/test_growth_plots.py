@@ -614,3 +614,14 @@ def test_the_words_of_the_drawing_stand_on_the_page_and_apart() -> None:
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, name
     for (first, a), (second, b) in itertools.combinations([*boxes, ("legend", legend)], 2):
         assert min(a.x1, b.x1) - max(a.x0, b.x0) <= 0.5 or min(a.y1, b.y1) - max(a.y0, b.y0) <= 0.5, (first, second)
+
+
+def test_the_reference_line_is_drawn_for_steps_in_any_order() -> None:
+    """With falling steps the last one is the smallest; a reference from there to there would have no length."""
+    steps = [0.1 * 2.0**-k for k in range(5)]
+    lengths = []
+    for order in (steps, steps[::-1]):
+        figure = plot_orders(order, {"a": [step**2 for step in order]}, slopes=(2,))
+        (line,) = [line for line in figure.axes[0].lines if line.get_gid() == "slope-2"]
+        lengths.append(np.ptp(np.log(np.asarray(line.get_xdata(), dtype=float))))
+    assert lengths == pytest.approx([np.log(16)] * 2)
