@@ -24,7 +24,7 @@ from nasbook.experiments.verdicts import LEVEL, Verdict, mean_and_error, one_sid
 from nasbook.methods import GrowthConfig, GrowthRun, firefly, hill_climbing, net2net, splitting_descent
 from nasbook.networks import BlockStack, Growable, build_growable, scaled_widths
 from nasbook.seeding import fold_seed
-from nasbook.training import Fit, FitConfig
+from nasbook.training import Fit
 
 __all__ = [
     "AUTOGROW",
@@ -137,20 +137,13 @@ def _grow(workplace: Workplace, name: str, network: Growable, config: GrowthConf
     }
 
 
-def _train(workplace: Workplace, name: str, network: Growable, epochs: int, batch: int) -> dict[str, Any]:
+def _train(workplace: Workplace, name: str, network: Growable, epochs: int) -> dict[str, Any]:
     """Trains a network as growth runs do, with one cosine over all epochs, and evaluates it once on the test images."""
-    config = FitConfig(
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=0.1,
-        weight_decay=5e-4,
-        drop_path=0.0,
-        cutout=workplace.scale.cutout,
-        mixed_precision=False,
-        evaluate_every=epochs,
-    )
+    like = growth_config("firefly", workplace.scale)
+    config = replace(like.fit(), epochs=epochs, evaluate_every=epochs)
     # The share that growth runs train on: none trains on validation images.
-    (train,) = workplace.data.split((0.9,), seed=fold_seed(fold_seed(workplace.seed, "grow"), "validation"))
+    seed = fold_seed(fold_seed(workplace.seed, "grow"), "validation")
+    (train,) = workplace.data.split((1 - like.validation_share,), seed=seed)
     run = Fit(network, workplace.data, config, seed=fold_seed(workplace.seed, "fit"), train_indices=train)
     workplace.drive(run, name)
     last = run.history[-1]
@@ -181,10 +174,10 @@ def width(workplace: Workplace) -> dict[str, Any]:
         if method == "firefly":
             grown = run.network
     shape = from_scratch(grown, seed)
-    values["from scratch"] = _train(workplace, "from scratch", shape, values["Firefly"]["epochs"], scale.growth_batch)
+    values["from scratch"] = _train(workplace, "from scratch", shape, values["Firefly"]["epochs"])
     full = starting_network(scale, data, seed, widths=tuple(scaled_widths(scale.vgg, scale.vgg_full)))
     epochs = scale.growth_epochs * (scale.growths + 1)
-    values["full"] = _train(workplace, "full network", full, epochs, scale.growth_batch)
+    values["full"] = _train(workplace, "full network", full, epochs)
     return values
 
 
@@ -277,8 +270,9 @@ register(
 def depth(workplace: Workplace) -> dict[str, Any]:
     """The block stack grown wider and deeper from 1-1-1-1 by Firefly and by NASH, then trained once more (Table 3).
 
-    Firefly adds a quarter of its neurons a growth, in old layers and in at most four new ones (a new layer needs two);
-    NASH splits as many and inserts an identity layer into each block. The last training starts from the grown weights.
+    Both add a quarter of their neurons a growth to the layers that they have. Firefly opens at most four new layers,
+    with two to m' neurons each (B.2); NASH inserts an identity layer into each block, as wide as the block. The last
+    training starts from the grown weights.
     """
     scale, data, seed = _scale(workplace), workplace.data, workplace.seed
     common: dict[str, Any] = {"growths": scale.depth_growths, "epochs": scale.depth_epochs, "rate": 0.25}
@@ -301,7 +295,7 @@ def depth(workplace: Workplace) -> dict[str, Any]:
         grown = run.network
         assert isinstance(grown, BlockStack)
         values[label]["structure"] = list(grown.structure())
-        retrained = _train(workplace, f"train {label}", grown, scale.retrain_epochs, scale.growth_batch)
+        retrained = _train(workplace, f"train {label}", grown, scale.retrain_epochs)
         values[label] |= {"final_parameters": retrained["parameters"], "final_accuracy": retrained["test_accuracy"]}
     return values
 

@@ -39,7 +39,7 @@ from nasbook.growth.splitting import (
     splitting_matrices,
     splitting_products,
 )
-from nasbook.growth.surgery import Cut, Grown, Surgery, remap_optimizer, replay, rewire
+from nasbook.growth.surgery import Cut, Grown, Surgery, regrow, remap_optimizer, replay, rewire
 
 __all__ = [
     "Budget",
@@ -67,6 +67,7 @@ __all__ = [
     "random_directions",
     "rayleigh_quotients",
     "rayleigh_step",
+    "regrow",
     "remap_optimizer",
     "replay",
     "replay_history",

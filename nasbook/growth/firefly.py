@@ -69,6 +69,10 @@ class CandidateDescent:
     and one rate for both would leave one of them where it is. A scale for each *coordinate*, as Adam has, would turn a
     direction away from the gradient, and a split away from the least eigenvector.
 
+    Splits stay at the largest gate and norm. Only εδ matters for them; where λ_min < 0 the optimum of Eq. 4 lies there,
+    and where it is above 0 they are not chosen. Left free, a direction that begins with a positive curvature would
+    shrink to nothing before it has turned.
+
     Args:
         overgrown: whose gates and directions are moved.
         radius: ϵ; the first step of a gate is ``rate`` times it.
@@ -79,6 +83,7 @@ class CandidateDescent:
     def __init__(self, overgrown: OvergrownNetwork, radius: float, rate: float = 0.1) -> None:
         require_positive(radius=radius, rate=rate)
         self.overgrown, self.radius, self.rate = overgrown, radius, rate
+        self._is_split = _splits(overgrown) > 0
         # Sums of squared gradients, of the gates and of the directions, one a candidate
         self.sums = torch.zeros(2, len(overgrown.candidates)).to(overgrown.epsilon())
 
@@ -100,6 +105,15 @@ class CandidateDescent:
         self.overgrown.set_epsilon(self.overgrown.epsilon() - self.radius * lengths[0] * gates)
         for part, gradient, length in zip(directions, gradients, self.overgrown.spread(lengths[1]), strict=True):
             part.sub_(length * gradient)
+        self._keep_splits_apart()
+
+    def _keep_splits_apart(self) -> None:
+        """Puts each split's direction back on the unit sphere, and its gate to ϵ."""
+        norms = self.overgrown.direction_norms()
+        there = self._is_split & (norms > 0)
+        self.overgrown.scale_directions(torch.where(there, 1 / torch.where(there, norms, 1), 1))
+        epsilon = self.overgrown.epsilon()
+        self.overgrown.set_epsilon(torch.where(self._is_split, self.radius, epsilon))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums of squared gradients."""

@@ -82,7 +82,8 @@ def load_history(path: str | os.PathLike[str]) -> list[GrowthEvent]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["version"] != VERSION:
-            raise InvalidInput(f"{path} is a {content['format']} of version {content['version']}; expected {FORMAT} 1.")
+            found = f"{content['format']} of version {content['version']}"
+            raise InvalidInput(f"{path} is a {found}; expected {FORMAT} of version {VERSION}.")
         return [GrowthEvent.from_state(state) for state in content["events"]]
     except OSError as error:
         raise InvalidInput(f"Can't read the growth history {path}: {error.strerror}.") from error

@@ -397,6 +397,8 @@ def _make_identity(norm: nn.modules.batchnorm._BatchNorm, entering: Tensor | Non
     else:
         others = [dimension for dimension in range(entering.dim()) if dimension != 1]
         variance, mean = torch.var_mean(entering, others, correction=0)  # training mode normalises with this variance
+        # A channel that is dead in this batch may come alive: then it is to be scaled as others are, not by √eps.
+        variance = torch.where(variance > 0, variance, 1)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     with torch.no_grad():

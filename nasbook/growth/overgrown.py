@@ -193,11 +193,18 @@ class OvergrownNorm(nn.Module):
         self.gates = gates
         self.register_buffer("new_mean", norm.running_mean.new_zeros(gates.new))
         self.register_buffer("new_var", norm.running_mean.new_ones(gates.new))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.batches = 0  # a number of Python's, so that no step waits for the device
 
     new_mean: Tensor
     new_var: Tensor
-    batches: Tensor
+
+    def get_extra_state(self) -> dict[str, int]:
+        """How many batches the new neurons have seen."""
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """The inverse of :meth:`get_extra_state`."""
+        self.batches = state["batches"]
 
     def forward(self, x: Tensor) -> Tensor:
         copies, new = self.gates.pieces(x)
@@ -212,7 +219,7 @@ class OvergrownNorm(nn.Module):
             momentum = 0.0
             if self.training:  # a mean over the first batches, then a running one: nothing of the start remains
                 self.batches += 1
-                momentum = max(0.1 if norm.momentum is None else norm.momentum, 1 / int(self.batches))
+                momentum = max(0.1 if norm.momentum is None else norm.momentum, 1 / self.batches)
             outputs.append(
                 F.batch_norm(new, self.new_mean, self.new_var, None, None, self.training, momentum, norm.eps)
             )
@@ -356,9 +363,16 @@ class OvergrownNetwork(nn.Module):
         return torch.cat([part.detach() for part in self.gate_parameters()])
 
     def set_epsilon(self, epsilon: Float[Tensor, " candidates"] | float) -> None:
-        """Sets the gates."""
+        """Sets the gates: all to one number, or each to its own.
+
+        Raises:
+            InvalidInput: not as many gates as candidates.
+        """
         like = next(iter(self.gates.values())).new_gates  # its precision: 0.1 in another one may lie outside a radius
-        whole = torch.as_tensor(epsilon, dtype=like.dtype, device=like.device).expand(len(self.candidates))
+        given = torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
+        if given.dim() and given.shape != (len(self.candidates),):
+            raise InvalidInput(f"There are {len(self.candidates)} candidates, and gates of shape {tuple(given.shape)}.")
+        whole = given.expand(len(self.candidates))
         with torch.no_grad():
             for part, values in zip(self.gate_parameters(), whole.split(self._sizes()), strict=True):
                 part.copy_(values)
@@ -488,10 +502,11 @@ class OvergrownNetwork(nn.Module):
         splits: dict[str, list[int]] = {name: [] for name in self.gates}
         new: dict[str, list[int]] = {name: [] for name in self.gates}
         steps: dict[Candidate, float] = {}
+        values = epsilon.tolist()
         for number in sorted(chosen):
             candidate = self.candidates[number]
             (splits if candidate.kind == "split" else new)[candidate.width].append(candidate.index)
-            steps[candidate] = float(epsilon[number])
+            steps[candidate] = values[number]
         sources = {
             name: [*range(gates.old), *splits[name], *[NEW] * len(new[name])]
             for name, gates in self.gates.items()

@@ -8,8 +8,8 @@ others are worth little. :func:`select_exactly` solves that problem by dynamic p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -29,12 +29,15 @@ class Budget:
     """A new layer is kept only with so many neurons; the paper asks for 2 (B.2)."""
     per_width: Mapping[Hashable, int] = field(default_factory=dict)
     """The most neurons of some widths, by name; the others have no limit of their own."""
+    in_new_layers: int | None = None
+    """Candidates kept in new layers, on top of ``neurons``, as B.2 does; None counts them with the others (§2.3)."""
 
     def __post_init__(self) -> None:
-        for name in ("neurons", "layers", "least"):
+        for name in ("neurons", "layers", "least", "in_new_layers"):
             value = getattr(self, name)
-            if value is not None and value < (name == "least"):
-                raise InvalidInput(f"A budget's {name} must be at least {int(name == 'least')}, got {value}.")
+            least = int(name == "least")
+            if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+                raise InvalidInput(f"A budget's {name} must be a whole number, at least {least}, got {value}.")
 
 
 def select(
@@ -62,6 +65,8 @@ def select(
         InvalidInput: not as many widths as changes.
     """
     _check_lengths(changes, widths)
+    if budget.in_new_layers is not None:
+        return _apart(select, changes, widths, budget, new_layers)
     given_up: set[Hashable] = set()
     while True:
         chosen = _take_best(changes, widths, budget, set(new_layers), given_up)
@@ -123,6 +128,8 @@ def select_exactly(
         InvalidInput: not as many widths as changes.
     """
     _check_lengths(changes, widths)
+    if budget.in_new_layers is not None:
+        return _apart(select_exactly, changes, widths, budget, new_layers)
     layers = len(set(new_layers)) if budget.layers is None else min(budget.layers, len(set(new_layers)))
     best = np.full((budget.neurons + 1, layers + 1), np.inf)  # least sum with so many neurons and new layers
     best[0, 0] = 0.0
@@ -145,6 +152,23 @@ def select_exactly(
                     chosen[place] = [*earlier, *own[:count]]
         best, kept = now, chosen
     return sorted(kept[min(kept, key=lambda place: (best[place], place))])
+
+
+def _apart(
+    choose: Callable[..., list[int]],
+    changes: Float[np.ndarray, " candidates"],
+    widths: Sequence[Hashable],
+    budget: Budget,
+    new_layers: Sequence[Hashable],
+) -> list[int]:
+    """Chooses in old widths under one budget of neurons, and in new layers under another."""
+    assert budget.in_new_layers is not None
+    chosen: list[int] = []
+    for in_new, neurons in ((False, budget.neurons), (True, budget.in_new_layers)):
+        own = [i for i in range(len(widths)) if (widths[i] in set(new_layers)) == in_new]
+        part = replace(budget, neurons=neurons, in_new_layers=None)
+        chosen += [own[i] for i in choose(changes[own], [widths[i] for i in own], part, new_layers)]
+    return sorted(chosen)
 
 
 def _check_lengths(changes: Float[np.ndarray, " candidates"], widths: Sequence[Hashable]) -> None:

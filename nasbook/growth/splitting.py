@@ -90,7 +90,7 @@ def curved(network: nn.Module, sharpness: float = SHARPNESS) -> None:
 
     A ReLU that a network calls as a function stays as it is: give it a module.
     """
-    for name, module in list(network.named_modules()):
+    for name, module in list(network.named_modules(remove_duplicate=False)):  # one may stand at several places
         if type(module) is nn.ReLU:
             network.set_submodule(name, CurvedReLU(sharpness))
 
@@ -168,17 +168,20 @@ def splitting_matrices(
             for name, count in entries.items():
                 if entry < count:
                     matrices[name][:, :, entry] += len(targets) / images * overgrown.split_rows(name, product)
-    return {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
+    for matrix in matrices.values():  # in place: with n entries, a width of m neurons takes m n² numbers
+        matrix.add_(matrix.mT.clone()).div_(2)
+    return matrices
 
 
 def least_eigenpairs(matrices: dict[str, Float[Tensor, "neurons entries entries"]]) -> Eigenpairs:
-    """λ_min and its unit eigenvector of every splitting matrix."""
-    # In double precision: on matrices of low rank, LAPACK's single-precision routine may not converge.
-    found = {name: torch.linalg.eigh(matrix.double()) for name, matrix in matrices.items()}
-    return Eigenpairs(
-        {name: pair.eigenvalues[:, 0].to(matrices[name]) for name, pair in found.items()},
-        {name: pair.eigenvectors[:, :, 0].to(matrices[name]) for name, pair in found.items()},
-    )
+    """λ_min and its unit eigenvector of every splitting matrix, decomposed one width after another."""
+    values, vectors = {}, {}
+    for name, matrix in matrices.items():
+        # In double precision: on matrices of low rank, LAPACK's single-precision routine may not converge.
+        found = torch.linalg.eigh(matrix.double())
+        values[name] = found.eigenvalues[:, 0].to(matrix)
+        vectors[name] = found.eigenvectors[:, :, 0].to(matrix)
+    return Eigenpairs(values, vectors)
 
 
 def rayleigh_step(

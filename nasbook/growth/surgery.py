@@ -8,6 +8,7 @@ changes structure only: a new neuron has zero weights, an inserted layer its own
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,9 +121,16 @@ class Surgery:
 
     Args:
         network: left as it is.
+
+    Raises:
+        InvalidInput: a parameter stands at two places of the network.
     """
 
     def __init__(self, network: Growable) -> None:
+        distinct = {name for name, _ in network.named_parameters()}
+        shared = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in distinct]
+        if shared:
+            raise InvalidInput(f"{shared[0]} is the same parameter as another one; tied weights can't grow.")
         self.network = copy.deepcopy(network)
         self._before = {name: name for name, _ in network.named_parameters()}  # name now → name before
         self._origins: dict[str, Origin] = {name: Origin(name) for name in self._before}
@@ -144,10 +152,15 @@ class Surgery:
             InvalidInput: an unknown width, a source that is not there, or sources that don't do the same in every
                 block of a width that grouped convolutions divide (see :func:`in_blocks`).
         """
+        plain: dict[str, list[int]] = {}
         declaration = self.network.declare()
         for name, chosen in sources.items():
             width = declaration.width(name)
-            index = torch.as_tensor(chosen, dtype=torch.int64).cpu()
+            index = torch.as_tensor(chosen).cpu()
+            if index.dim() != 1 or (len(index) and index.is_floating_point()):
+                raise InvalidInput(f"Sources of {name} must be a list of whole numbers, got {chosen!r}.")
+            index = index.to(torch.int64)
+            plain[name] = index.tolist()
             self._check_sources(width, index)
             old = self.network.neurons()[name]
             for path in width.written_by:
@@ -168,7 +181,7 @@ class Surgery:
                 spread = local[:, None] * positions + torch.arange(positions)
                 self._take(path, "weight", 1, torch.where(local[:, None] == NEW, NEW, spread).flatten())
                 _resize(layer, inputs=len(index) * positions)
-        self._cuts.append(("rewire", {name: [int(i) for i in chosen] for name, chosen in sources.items()}))
+        self._cuts.append(("rewire", plain))
 
     def insert(self, place: str, index: int, kind: LayerKind, neurons: int = 0) -> ResidualLayer | PlainLayer:
         """Puts a layer into a place, before the one that is at ``index`` there, and returns it.
@@ -365,6 +378,11 @@ def replay(network: Growable, cuts: Sequence[Sequence[Any]]) -> Growable:
     Raises:
         InvalidInput: an unknown cut, or one that this network can't have.
     """
+    return regrow(network, cuts).network
+
+
+def regrow(network: Growable, cuts: Sequence[Sequence[Any]]) -> Grown:
+    """:func:`replay`, with the origins of all entries."""
     surgery = Surgery(network)
     actions: dict[str, Callable[..., object]] = {
         "rewire": surgery.rewire,
@@ -375,16 +393,21 @@ def replay(network: Growable, cuts: Sequence[Sequence[Any]]) -> Growable:
     for name, *arguments in cuts:
         if name not in actions:
             raise InvalidInput(f"Unknown cut {name!r}; expected one of {', '.join(actions)}.")
-        with torch.random.fork_rng(devices=[]):  # inserted layers draw weights; who replays has its own randomness
-            actions[name](*arguments)
-    return surgery.network
+        try:
+            inspect.signature(actions[name]).bind(*arguments)
+        except TypeError as error:
+            raise InvalidInput(f"The cut {name!r} has wrong arguments: {error}.") from None
+        actions[name](*arguments)
+    return surgery.grown()
 
 
 def remap_optimizer(optimizer: torch.optim.Optimizer, network: Growable, grown: Grown) -> torch.optim.Optimizer:
     """An optimiser of the grown network that goes on where the one of the network before stopped.
 
-    Its state (momenta, second moments) moves with the entries of the parameters that survive; entries of new ones
-    begin at zero. A parameter that is new altogether has no state yet and joins the first group.
+    Its state (momenta, second moments) moves with the entries of the parameters that survive; entries of new neurons
+    begin at zero. A copy of a neuron, such as the second half of a split, has the state of the one that it comes from.
+    A parameter that is new altogether has no state yet and joins the first group. Within a group, parameters stand in
+    the order of the network.
 
     Args:
         optimizer: of ``network``'s parameters, any of torch's that keep tensors shaped like their parameter.

@@ -26,6 +26,7 @@ from nasbook.growth import (
     with_empty_layers,
     without_empty_layers,
 )
+from nasbook.growth.firefly import MIDPOINTS
 from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
 from nasbook.networks import Growable
 from nasbook.training import Batch
@@ -52,6 +53,9 @@ class Config(GrowthConfig):
     """m' of each of those layers."""
     layer_budget: int | None = None
     """η₁: new layers that a growth may add; None for any number."""
+    layer_share: Literal["apart", "joint"] = "apart"
+    """Whether neurons of new layers come on top of the rate, which is then that of existing neurons (B.2), up to m' in
+    each layer; or out of one budget for all neurons (§2.3)."""
     least_neurons: int = 2
     """Neurons without which a new layer is not kept (B.2)."""
     radius: float = 0.01
@@ -62,10 +66,10 @@ class Config(GrowthConfig):
     direction_rate: float = 0.1
     """Length of the first step of a direction in step one, in units of its largest norm, and of a gate in units of ϵ;
     see :class:`~nasbook.growth.CandidateDescent`. The paper says "gradient descent"."""
-    points: int = 3
+    points: int = MIDPOINTS
     """n: points of the integrated gradient."""
     scope: Literal["network", "width"] = "network"
-    """Whether the budget is one for the whole network, or each width has the same rate."""
+    """Whether the budget is one for the whole network, or each width that has neurons has the same rate."""
     selection: Literal["greedy", "exact"] = "greedy"
     """How candidates are kept: sorted, as the paper does, or the optimum under both budgets."""
 
@@ -86,6 +90,8 @@ class Config(GrowthConfig):
             raise InvalidInput("There is nothing to choose from: allow splits, new_neurons or new_layers.")
         if self.scope not in ("network", "width"):
             raise unknown_name("scope", self.scope, ("network", "width"))
+        if self.layer_share not in ("apart", "joint"):
+            raise unknown_name("layer_share", self.layer_share, ("apart", "joint"))
         if self.selection not in SELECTIONS:
             raise unknown_name("selection", self.selection, SELECTIONS)
 
@@ -98,10 +104,18 @@ class Config(GrowthConfig):
 
     def limits(self, network: Growable) -> Budget:
         """η₀ and η₁ for a growth of this network."""
+        neurons = self.budget(network)
         per_width: dict[Any, int] = {}
         if self.scope == "width":
             per_width = {name: max(1, round(self.rate * count)) for name, count in network.neurons().items() if count}
-        return Budget(self.budget(network), self.layer_budget, self.least_neurons, per_width)
+            neurons = sum(per_width.values())
+        in_new_layers = None
+        if self.layer_share == "apart":
+            layers = self.new_layers * len(network.declare().places)
+            if self.layer_budget is not None:
+                layers = min(layers, self.layer_budget)
+            in_new_layers = layers * self.layer_neurons
+        return Budget(neurons, self.layer_budget, self.least_neurons, per_width, in_new_layers)
 
 
 class FireflyGrowth(Growth):

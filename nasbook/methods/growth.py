@@ -49,7 +49,7 @@ class GrowthConfig(ABC):
     epochs: int = 160
     """Passes over the training images between two growths, and after the last."""
     rate: float = 0.3
-    """Neurons that a growth adds, as a share of those that are there."""
+    """Neurons that a growth adds, as a share of those that are there. Fewer where there are not so many candidates."""
     batch_size: int = 128
     """Images a step. Not in the paper."""
     learning_rate: float = 0.1
@@ -70,6 +70,8 @@ class GrowthConfig(ABC):
 
     def __post_init__(self) -> None:
         require_positive(epochs=self.epochs, rate=self.rate)
+        if not math.isfinite(self.rate):
+            raise InvalidInput(f"rate must be finite, got {self.rate}.")
         if self.growths < 0:
             raise InvalidInput(f"growths must be 0 or more, got {self.growths}.")
         if not 0 <= self.validation_share < 1:

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive
-from nasbook.growth import Cut, Grown, OvergrownNetwork, net2deeper, remap_optimizer, replay
+from nasbook.growth import Cut, Grown, OvergrownNetwork, net2deeper, regrow, remap_optimizer
 from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
-from nasbook.networks import Growable
 from nasbook.training import Batch, cosine
 
 
@@ -100,7 +99,8 @@ class HillClimbing(Growth):
             for _ in range(config.new_layers):
                 there = len(grown.network.get_submodule(place.name))  # type: ignore[arg-type]
                 index = int(torch.randint(there + 1, (), generator=generator))
-                grown = grown.then(net2deeper(grown.network, place.name, index))
+                inputs = next(self.situation.batches())[0]  # whose statistics the batch norms undo
+                grown = grown.then(net2deeper(grown.network, place.name, index, inputs=inputs))
         return grown
 
     def run_step(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class HillClimbing(Growth):
         logits = child.network(batch[0])
         loss = F.cross_entropy(logits, batch[1])
         loss.backward()
-        nn.utils.clip_grad_norm_(child.network.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(child.network.parameters(), self.config.fit().clip)
         child.optimizer.step()
         if step + 1 == self.steps_per_child:
             score = self.situation.validate(child.network)
@@ -143,11 +143,11 @@ class HillClimbing(Growth):
 
     def _restored(self, state: dict[str, Any]) -> Result:
         cuts: tuple[Cut, ...] = tuple(tuple(cut) for cut in state["cuts"])
-        network: Growable = replay(self.situation.network, cuts)
-        network.load_state_dict(state["network"])
-        optimizer = torch.optim.SGD(network.parameters())  # its options come with its state
+        grown = regrow(self.situation.network, cuts)
+        grown.network.load_state_dict(state["network"])
+        optimizer = remap_optimizer(self.situation.optimizer, self.situation.network, grown)
         optimizer.load_state_dict(state["optimizer"])
-        return Result(network, optimizer, cuts)
+        return Result(grown.network, optimizer, cuts)
 
 
 def _state_of(result: Result | None) -> dict[str, Any] | None:

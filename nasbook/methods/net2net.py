@@ -49,5 +49,6 @@ class Net2Net(Growth):
         for place in network.declare().places:
             for _ in range(self.config.new_layers):
                 end = len(grown.network.get_submodule(place.name))  # type: ignore[arg-type]
-                grown = grown.then(net2deeper(grown.network, place.name, end))
+                inputs = next(self.situation.batches())[0]  # whose statistics the batch norms undo
+                grown = grown.then(net2deeper(grown.network, place.name, end, inputs=inputs))
         return Result.of(self.situation, grown)

@@ -25,6 +25,7 @@ from nasbook.growth import (
     splittable,
     splitting_matrices,
 )
+from nasbook.growth.splitting import SHARPNESS
 from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
 from nasbook.training import Batch, evaluating
 
@@ -38,7 +39,7 @@ class Config(GrowthConfig):
     step: float = 0.03
     """ε: how far the two halves of a split neuron are moved apart, each way. On a thin VGG-11 trained on digits, splits
     lowered the loss by nearly all of what ½ε²λ predicts at 0.03, by an eighth of it at 0.1, and raised it at 0.3."""
-    sharpness: float = 5.0
+    sharpness: float = SHARPNESS
     """β of the softplus that gives ReLUs a second derivative."""
     direction_epochs: int = 0
     """0 computes the splitting matrices; more follow the Rayleigh quotients for so many passes over the images."""

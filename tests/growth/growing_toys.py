@@ -241,7 +241,10 @@ def distance(network: Growable, other: Growable, inputs: Tensor, training: bool 
 
 
 def contents(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
+    return {
+        name: value.clone() if isinstance(value, Tensor) else torch.tensor(list(value.values()))
+        for name, value in network.state_dict().items()
+    }
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -130,7 +130,7 @@ def test_nothing_that_does_not_help_is_taken(choose):
 
 @pytest.mark.parametrize("options", [{"neurons": -1}, {"neurons": 1, "layers": -1}, {"neurons": 1, "least": 0}])
 def test_budgets_below_their_least_are_refused(options):
-    with pytest.raises(InvalidInput, match=f"{list(options)[-1]} must be at least"):
+    with pytest.raises(InvalidInput, match=f"{list(options)[-1]} must be a whole number, at least"):
         Budget(**options)
 
 
@@ -138,3 +138,20 @@ def test_budgets_below_their_least_are_refused(options):
 def test_each_candidate_has_one_width(choose):
     with pytest.raises(InvalidInput, match="2 changes and 1 widths"):
         choose(np.array([-1.0, -1.0]), ["a"], Budget(1))
+
+
+def test_new_layers_may_have_a_budget_of_their_own():
+    """B.2: a share of the existing neurons, and up to m' in each new layer; each part is what it would be alone."""
+    changes = np.array([-1.0, -2.0, -3.0, -9.0, -8.0, -7.0, -6.0, 1.0])
+    widths = ["old", "old", "old", "A", "A", "B", "B", "B"]
+    for choose in (select, select_exactly):
+        assert choose(changes, widths, Budget(2, in_new_layers=3, layers=1), ["A", "B"]) == [1, 2, 3, 4]
+        assert choose(changes, widths, Budget(2, in_new_layers=0), ["A", "B"]) == [1, 2]
+        assert choose(changes, widths, Budget(0, in_new_layers=4, layers=2), ["A", "B"]) == [3, 4, 5, 6]
+        assert choose(changes, widths, Budget(2, layers=1), ["A", "B"]) == [3, 4]
+
+
+
+def test_a_negative_budget_of_new_layers_is_refused():
+    with pytest.raises(InvalidInput, match="in_new_layers must be a whole number"):
+        Budget(1, in_new_layers=-1)
