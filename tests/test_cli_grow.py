@@ -146,7 +146,7 @@ def test_grow(answers, folder):
     last = result["history"][-1]
     assert sum(last["neurons"].values()) > 7
     assert answers["firefly"]["out"].splitlines()[-4:] == [
-        f"after 2 growths: test accuracy {last['validation_accuracy']:.2%}, {last['parameters']:,} parameters, "
+        f"growths 2: test accuracy {last['validation_accuracy']:.2%}, {last['parameters']:,} parameters, "
         f"{sum(last['neurons'].values())} neurons",
         "weights: firefly/weights.safetensors",
         "history: firefly/history.json",

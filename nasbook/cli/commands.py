@@ -180,7 +180,7 @@ def _grow(arguments: list[str]) -> None:
     for report in run.history:
         if not math.isnan(report.validation_accuracy):  # the last one of a phase
             print(
-                f"after {report.phase} growths: test accuracy {report.validation_accuracy:.2%}, "
+                f"growths {report.phase}: test accuracy {report.validation_accuracy:.2%}, "
                 f"{report.parameters:,} parameters, {sum(report.neurons.values()):,} neurons"
             )
     print(f"weights: {options.out / 'weights.safetensors'}")
