@@ -152,7 +152,7 @@ def test_grow(answers, folder):
         "history: firefly/history.json",
         "draw it: nasbook draw firefly/result.json --out growth.png",
     ]
-    assert len(re.findall("^after", answers["firefly"]["out"], re.MULTILINE)) == 3
+    assert len(re.findall("^growths", answers["firefly"]["out"], re.MULTILINE)) == 3
 
 
 @pytest.mark.parametrize("name", ["firefly", "splitting", "net2net", "nash", "random"])
