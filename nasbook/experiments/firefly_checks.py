@@ -420,8 +420,8 @@ def _judge_splits(record: Record) -> Verdict:
         min(norm) > 0.999 and max(sine) < 0.02 and off < 0.05 and same == networks,
         f"{len(curved)} neurons with λ < 0 in {networks} radial networks, ϵ = {found['epsilon'][-1]:g}: directions "
         f"within {np.degrees(np.arcsin(max(sine))):.2f}° of the least eigenvectors, losses within {off:.1%} of ½ϵ²λ; "
-        f"the same neurons are chosen in {same} of {networks}. Left out: {len(down) - len(curved)} with |λ| below "
-        f"{FLAT:g} ‖S‖. The method's own step one reaches nine tenths of ½ϵ²λ for {', '.join(reached)} steps",
+        f"the same neurons are chosen in {same} of {networks}. Left out: {len(down) - len(curved)} with λ above "
+        f"-{FLAT:g} ‖S‖. The method's own step one reaches nine tenths of ½ϵ²λ for {', '.join(reached)} steps",
     )
 
 
