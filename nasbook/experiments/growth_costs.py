@@ -51,7 +51,8 @@ def growth_seconds(workplace: Workplace, channels: int) -> dict[str, float]:
 
     Firefly: an epoch of step one, and three gradients of all gates. Exact splitting: one Hessian-vector product a batch
     for each entry of the largest neuron. Rayleigh splitting: one product a batch and epoch. NASH: 8 children of 17
-    epochs and their validation. Selecting and cutting are measured once and added where a method does them.
+    epochs and their validation. Firefly's selecting and cutting count too; the others' (eigendecompositions, proposals,
+    the last pass of Rayleigh splitting) are left out, in their favour.
     """
     scale, data = growth_scale(workplace.scale), workplace.data
     network = starting_network(scale, data, workplace.seed, widths=channels)

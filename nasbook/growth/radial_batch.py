@@ -448,7 +448,7 @@ def firefly(
     overgrown = overgrow(start, data, radius, iterations)
     scores = integrated_gradients(overgrown, data)
     predicted = radius * torch.cat([
-        scores[:, :count] * overgrown.gates[:, :count].sign(),
+        scores[:, :count] * torch.where(overgrown.gates[:, :count] < 0, -1.0, 1.0),
         -scores[:, count:].abs(),
     ], 1)  # fmt: skip
     least, chosen = predicted.min(1)

@@ -68,7 +68,8 @@ class RadialNetwork(Growable):
 
 def radial_target(generator: torch.Generator) -> RadialNetwork:
     """A network that labels data, drawn as B.1 says: 15 neurons whose weights are i.i.d. normal of variance 3."""
-    target = RadialNetwork(TARGET_NEURONS)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn in vain
+        target = RadialNetwork(TARGET_NEURONS)
     target.draw(TARGET_VARIANCE, generator)
     return target
 
