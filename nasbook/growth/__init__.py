@@ -26,7 +26,8 @@ from nasbook.growth.morphisms import (
     split_neurons,
     widen_with_zeros,
 )
-from nasbook.growth.overgrown import Candidate, OvergrownLayer, OvergrownNetwork
+from nasbook.growth.overgrown import Candidate, OvergrownNetwork
+from nasbook.growth.overgrown_layers import OvergrownLayer
 from nasbook.growth.selection import Budget, select, select_exactly
 from nasbook.growth.splitting import (
     CurvedReLU,

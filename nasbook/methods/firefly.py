@@ -27,7 +27,7 @@ from nasbook.growth import (
     without_empty_layers,
 )
 from nasbook.growth.firefly import MIDPOINTS
-from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
+from nasbook.methods.growth import GrowthConfig, Result, Situation, SteppedGrowth
 from nasbook.networks import Growable
 from nasbook.training import Batch
 
@@ -118,7 +118,7 @@ class Config(GrowthConfig):
         return Budget(neurons, self.layer_budget, self.least_neurons, per_width, in_new_layers)
 
 
-class FireflyGrowth(Growth):
+class FireflyGrowth(SteppedGrowth):
     """One growth by firefly descent."""
 
     def __init__(self, config: Config, situation: Situation) -> None:

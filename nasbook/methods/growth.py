@@ -23,7 +23,7 @@ from torch import Tensor
 from nasbook import processes
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData, evaluation_batches
-from nasbook.errors import CheckpointError, InvalidInput, require_positive
+from nasbook.errors import InvalidInput, require_positive
 from nasbook.growth import Cut, Grown, GrowthEvent, remap_optimizer, replay_history
 from nasbook.networks import Growable
 from nasbook.seeding import fold_seed, generator
@@ -87,7 +87,7 @@ class GrowthConfig(ABC):
 
     @abstractmethod
     def begin(self, situation: Situation) -> Growth:
-        """Begins a growth."""
+        """Begins a growth: a :class:`SteppedGrowth` if it has epochs of its own."""
 
     def fit(self) -> FitConfig:
         """How the network trains."""
@@ -159,6 +159,15 @@ class Growth(ABC):
     def __init__(self, situation: Situation) -> None:
         self.situation = situation
 
+    @abstractmethod
+    def finish(self) -> Result:
+        """The grown network, once all steps are made."""
+
+
+class SteppedGrowth(Growth):
+    """A growth that passes over the training images before it can finish."""
+
+    @abstractmethod
     def run_step(self, batch: Batch, index: int) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
         """One step of the growth's own epochs; returns the loss and the logits of what it trains, detached.
 
@@ -166,24 +175,14 @@ class Growth(ABC):
             batch: normalised images and labels.
             index: of the step in this growth, from 0.
         """
-        raise NotImplementedError("A growth without epochs has no steps.")  # pragma: no cover
 
     @abstractmethod
-    def finish(self) -> Result:
-        """The grown network, once all steps are made."""
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes as the growth goes on."""
-        return {}
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` returned.
-
-        Raises:
-            CheckpointError: the state is of another growth.
-        """
-        if state:
-            raise CheckpointError(f"{type(self).__name__} takes no steps, and the checkpoint has a state of its steps.")
+        """Takes over what :meth:`state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ class GrowthRun(Fit):
         self._validation = validation
         self._initial = copy.deepcopy(self.network)
         self.events: list[GrowthEvent] = []
-        self._growth: Growth | None = None
+        self._growth: SteppedGrowth | None = None
         self._growth_seconds = 0.0
 
     # -- the timetable -------------------------------------------------------------------------------------------------
@@ -261,7 +260,7 @@ class GrowthRun(Fit):
     def begin_epoch(self) -> None:
         phase, number, growing = self.place(self.epoch)
         if growing and self._growth is None:
-            self._growth = self.growth_config.begin(self._situation(phase))
+            self._growth = self._begin_steps(phase)
             self._growth_seconds = 0.0
         if not growing and len(self.events) < phase:  # a growth without epochs of its own
             self._growth_seconds = 0.0
@@ -306,6 +305,11 @@ class GrowthRun(Fit):
         )
 
     # -- a growth ------------------------------------------------------------------------------------------------------
+
+    def _begin_steps(self, phase: int) -> SteppedGrowth:
+        growth = self.growth_config.begin(self._situation(phase))
+        assert isinstance(growth, SteppedGrowth)  # as its configuration says by having epochs
+        return growth
 
     def _situation(self, phase: int) -> Situation:
         images, labels = self.loader.images, self.loader.labels
@@ -381,7 +385,7 @@ class GrowthRun(Fit):
         self._growth, self._growth_seconds = None, state["growth_seconds"]
         if state["growth"] is not None:
             phase, _, _ = self.place(self.epoch)
-            self._growth = self.growth_config.begin(self._situation(phase))
+            self._growth = self._begin_steps(phase)
             self._growth.load_state_dict(state["growth"])
 
     def header(self) -> dict[str, Any]:

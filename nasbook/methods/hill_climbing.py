@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.growth import Cut, Grown, OvergrownNetwork, net2deeper, regrow, remap_optimizer
-from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
+from nasbook.methods.growth import GrowthConfig, Result, Situation, SteppedGrowth
 from nasbook.training import Batch, cosine
 
 
@@ -56,7 +56,7 @@ class Config(GrowthConfig):
     def growth_epochs(self) -> int:
         return self.children * self.child_epochs
 
-    def begin(self, situation: Situation) -> Growth:
+    def begin(self, situation: Situation) -> HillClimbing:
         return HillClimbing(self, situation)
 
 
@@ -76,7 +76,7 @@ class RandomConfig(Config):
     """As in firefly descent."""
 
 
-class HillClimbing(Growth):
+class HillClimbing(SteppedGrowth):
     """One growth by hill climbing."""
 
     def __init__(self, config: Config, situation: Situation) -> None:

@@ -26,7 +26,7 @@ from nasbook.growth import (
     splitting_matrices,
 )
 from nasbook.growth.splitting import SHARPNESS
-from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation
+from nasbook.methods.growth import Growth, GrowthConfig, Result, Situation, SteppedGrowth
 from nasbook.training import Batch, evaluating
 
 
@@ -94,7 +94,7 @@ class ExactSplitting(Splitting):
         return self.split_best(pairs.values, pairs.vectors)
 
 
-class RayleighSplitting(Splitting):
+class RayleighSplitting(Splitting, SteppedGrowth):
     """One growth by descent of the Rayleigh quotients."""
 
     def __init__(self, config: Config, situation: Situation) -> None:

@@ -165,7 +165,19 @@ class Channels:
     read_by: list[str] = field(default_factory=list)
 
 
-class ResidualLayer(nn.Module):
+class InsertedLayer(nn.Module):
+    """A layer that stands in a place: a convolution or linear layer, perhaps its batch norm, and σ."""
+
+    layer: nn.Conv2d | nn.Linear
+    norm: nn.Module
+
+    @property
+    def normalized(self) -> bool:
+        """Whether a batch norm stands between the layer and σ."""
+        return not isinstance(self.norm, nn.Identity)
+
+
+class ResidualLayer(InsertedLayer):
     """I + h with h(x) = Σᵢ outᵢ σ(inᵢ ∗ x): the layer that Firefly inserts (§2.3). Without neurons it is the identity.
 
     A neuron is a filter of ``layer``, its entry of ``norm`` and a column of ``projection``, which brings it back to
@@ -217,11 +229,6 @@ class ResidualLayer(nn.Module):
             self.layer.out_channels, self.projection.in_channels = 0, 0
 
     @property
-    def normalized(self) -> bool:
-        """Whether a batch norm stands between the layer and σ."""
-        return not isinstance(self.norm, nn.Identity)
-
-    @property
     def neurons(self) -> int:
         """How many neurons it has."""
         return int(self.layer.weight.shape[0])
@@ -233,7 +240,7 @@ class ResidualLayer(nn.Module):
         return x + self.projection(self.activation(self.norm(self.layer(x))))
 
 
-class PlainLayer(nn.Module):
+class PlainLayer(InsertedLayer):
     """A layer, its batch norm and σ, as Net2DeeperNet inserts it after another one (Chen et al. 2016, §2.3).
 
     Args:
@@ -255,11 +262,6 @@ class PlainLayer(nn.Module):
         require_positive(channels=channels)
         self.layer, self.norm = _layer_and_norm(channels, channels, kernel_size, normalized)
         self.activation = activation()
-
-    @property
-    def normalized(self) -> bool:
-        """Whether a batch norm stands between the layer and σ."""
-        return not isinstance(self.norm, nn.Identity)
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch outputs *space"]:
         """σ of the layer."""

@@ -8,11 +8,11 @@ what a run ends with that nobody disturbed.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,13 @@ from nasbook.methods import GROWTH_METHODS, GrowthRun, growth
 from nasbook.networks import Growable, build_growable
 from nasbook.seeding import seed_everything
 from nasbook.training import drive
+
+_PROGRAM = Path(__file__).parents[1] / "training" / "tiny_runs.py"  # which kills searches and trainings
+_specification = importlib.util.spec_from_file_location("tiny_runs", _PROGRAM)
+assert _specification and _specification.loader
+_tiny_runs = importlib.util.module_from_spec(_specification)
+_specification.loader.exec_module(_tiny_runs)
+in_a_process: Callable[[Callable[[], None]], int] = _tiny_runs.in_a_process
 
 COMMON: dict[str, Any] = {"growths": 2, "epochs": 1, "batch_size": 24, "rate": 0.4, "validation_share": 0.25,
                           "cutout": 3, "scored_images": 40}
@@ -122,24 +129,6 @@ KILLS: dict[str, dict[str, Callable[[], None]]] = {
     },
     "net2net": {"while it grows": lambda: at_call(2, growth, "remap_optimizer")},
 }
-
-
-def in_a_process(work: Callable[[], None]) -> int:
-    """Runs ``work`` in a fork of this process and returns the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    if os.WEXITSTATUS(status):
-        sys.exit("a process failed")
-    return 0
 
 
 def main(folder: Path, kinds: list[str]) -> None:

@@ -8,17 +8,16 @@ import itertools
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from running import differences, draw, run_to_end, stop_after
 
 from nasbook import processes
 from nasbook.analysis import count_parameters
@@ -69,45 +68,6 @@ def finished(data):
         return runs[kind]
 
     return of
-
-
-def run_to_end(run):
-    for _ in run.epochs():
-        pass
-    return run
-
-
-def draw():
-    """What a caller may do with the global generators."""
-    torch.rand(3)
-    np.random.rand(3)
-    random.random()
-
-
-def stop_after(run, steps):
-    """Runs that many steps more, and stops."""
-    made = itertools.count(1)
-    run.on_step = lambda r: r.stop() if next(made) == steps else None
-    run_to_end(run)
-    run.on_step = None
-
-
-def differences(got, expected, where="state"):
-    """Where two states differ, to the last bit."""
-    if isinstance(expected, torch.Tensor):
-        same = got.dtype == expected.dtype and torch.equal(got, expected)
-        return [] if same else [where]
-    if isinstance(expected, dict):
-        if got.keys() != expected.keys():
-            return [f"{where}: {sorted(map(str, got))}, not {sorted(map(str, expected))}"]
-        return [line for key in expected for line in differences(got[key], expected[key], f"{where}.{key}")]
-    if isinstance(expected, list | tuple):
-        if len(got) != len(expected):
-            return [f"{where}: {len(got)} entries, not {len(expected)}"]
-        pairs = enumerate(zip(got, expected, strict=True))
-        return [line for i, (g, e) in pairs for line in differences(g, e, f"{where}[{i}]")]
-    both_nan = isinstance(expected, float) and math.isnan(expected) and math.isnan(got)
-    return [] if both_nan or got == expected else [f"{where}: {got!r}, not {expected!r}"]
 
 
 def same(got, expected):
@@ -246,13 +206,6 @@ def test_a_checkpoint_of_another_size_of_network_is_refused(data, tmp_path):
     run.save(tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"its shapes is \[\[4, 64\].*this run's is \[\[3, 64\]"):
         GrowthRun(Perceptron(64, (3, 4), 10), data, config).load(tmp_path / "checkpoint.pt")
-
-
-def test_methods_without_steps_take_no_state_of_steps(data):
-    growth = begin("net2net", data)
-    growth.load_state_dict({})
-    with pytest.raises(CheckpointError, match="Net2Net takes no steps, and the checkpoint has a state of its steps"):
-        growth.load_state_dict({"scores": []})
 
 
 # --- the timetable ----------------------------------------------------------------------------------------------------

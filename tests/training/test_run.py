@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from running import draw, run_to_end, stop_after
 from torch import nn
 
 from nasbook.errors import InvalidInput, TrainingDiverged
@@ -64,27 +65,6 @@ class Line(Run):
     @property
     def value(self):
         return self.network.weight.item()
-
-
-def run_to_end(run):
-    for _ in run.epochs():
-        pass
-    return run
-
-
-def draw():
-    """What a caller may do with the global generators."""
-    torch.rand(3)
-    np.random.rand(3)
-    random.random()
-
-
-def stop_after(run, steps):
-    """Runs that many steps more, and stops."""
-    made = itertools.count(1)
-    run.on_step = lambda r: r.stop() if next(made) == steps else None
-    run_to_end(run)
-    run.on_step = None
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
