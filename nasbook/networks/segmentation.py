@@ -30,7 +30,7 @@ from nasbook.genotypes import Genotype
 from nasbook.networks.derived import DerivedCell, DerivedNetwork
 from nasbook.networks.stacking import StemName, reduction_positions
 from nasbook.operations import FactorizedReduction, Pool, Zero
-from nasbook.operations.convolutional import DepthwiseConvolution
+from nasbook.operations.depthwise import DepthwiseConvolution
 
 Image = Float[Tensor, "batch channels height width"]
 

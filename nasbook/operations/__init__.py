@@ -1,4 +1,4 @@
-"""Candidate operations: what may stand on an edge of a cell (Chapter 1)."""
+"""Candidate operations: what may stand on an edge of a cell (Chapters 1, 3 and 5)."""
 
 from nasbook.operations.convolutional import (
     DilatedConvolution,
@@ -9,11 +9,26 @@ from nasbook.operations.convolutional import (
     SeparatedKernels,
     Zero,
 )
+from nasbook.operations.morphable import (
+    CONSTRAINTS,
+    MORPHISMS,
+    Configuration,
+    Constraints,
+    MorphableConvolution,
+    is_morphable,
+    morphisms_of,
+    obtainable,
+)
 from nasbook.operations.registry import Operation, build_operation, get_operation, list_operations
 
 __all__ = [
+    "CONSTRAINTS",
+    "MORPHISMS",
+    "Configuration",
+    "Constraints",
     "DilatedConvolution",
     "FactorizedReduction",
+    "MorphableConvolution",
     "Operation",
     "Pool",
     "ReLUConvolution",
@@ -22,5 +37,8 @@ __all__ = [
     "Zero",
     "build_operation",
     "get_operation",
+    "is_morphable",
     "list_operations",
+    "morphisms_of",
+    "obtainable",
 ]

@@ -12,28 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput
-from nasbook.operations.depthwise import depthwise
+from nasbook.operations.morphable import Configuration, MorphableConvolution
 
 Image = Float[Tensor, "batch channels height width"]
-
-
-class DepthwiseConvolution(nn.Conv2d):
-    """A depthwise convolution without bias, with fast gradients where channels come last on a CPU.
-
-    torch's own gradients are slow there for kernels above 3×3 and for dilated ones; see :mod:`.depthwise`. In any
-    other layout, and in compiled code, it is ``nn.Conv2d`` to the last bit.
-    """
-
-    def __init__(self, channels: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> None:
-        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
-        self._fast_gradients = stride == 1 and (kernel > 3 or dilation == 2) and padding == dilation * (kernel // 2)
-
-    def forward(self, x: Image) -> Float[Tensor, "batch channels new_height new_width"]:
-        # Strides, for is_contiguous() also holds in the other layout where an image is one pixel large.
-        last = x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1
-        if self._fast_gradients and last and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return depthwise(x, self.weight, self.dilation[0])
-        return super().forward(x)
 
 
 class ReLUConvolution(nn.Sequential):
@@ -47,31 +28,18 @@ class ReLUConvolution(nn.Sequential):
         )
 
 
-class SeparableConvolution(nn.Sequential):
+class SeparableConvolution(MorphableConvolution):
     """(ReLU, depthwise k×k, pointwise, batch norm) twice; the stride is in the first half only."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
-        super().__init__(
-            *_depthwise_separable(channels, kernel, stride, 1, affine),
-            *_depthwise_separable(channels, kernel, 1, 1, affine),
-        )
+        super().__init__(channels, Configuration(kernel, 1, (1,)), stride, affine)
 
 
-class DilatedConvolution(nn.Sequential):
+class DilatedConvolution(MorphableConvolution):
     """ReLU, depthwise k×k with dilation 2, pointwise, batch norm; once."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
-        super().__init__(*_depthwise_separable(channels, kernel, stride, 2, affine))
-
-
-def _depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
-    padding = dilation * (kernel - 1) // 2  # keeps the size at stride 1
-    return [
-        nn.ReLU(),
-        DepthwiseConvolution(channels, kernel, stride, padding, dilation),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
-    ]
+        super().__init__(channels, Configuration(kernel, 2), stride, affine)
 
 
 class SeparatedKernels(nn.Sequential):

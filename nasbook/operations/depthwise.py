@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasbook.operations.pointwise import channels_last, in_layout_of
 
@@ -75,6 +75,25 @@ def strided_products(
 def turned(weight: Kernels) -> Kernels:
     """The kernels turned by 180°: those of the input's gradient."""
     return weight.flip(2, 3) if weight.shape[-1] > 1 else weight
+
+
+class DepthwiseConvolution(nn.Conv2d):
+    """A depthwise convolution without bias, with fast gradients where channels come last on a CPU.
+
+    torch's own gradients are slow there for kernels above 3×3 and for dilated ones; see this module. In any
+    other layout, and in compiled code, it is ``nn.Conv2d`` to the last bit.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> None:
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+        self._fast_gradients = stride == 1 and (kernel > 3 or dilation == 2) and padding == dilation * (kernel // 2)
+
+    def forward(self, x: Image) -> Float[Tensor, "batch channels new_height new_width"]:
+        # Strides, for is_contiguous() also holds in the other layout where an image is one pixel large.
+        last = x.stride(1) == 1 and x.stride(3) == x.shape[1] > 1
+        if self._fast_gradients and last and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return depthwise(x, self.weight, self.dilation[0])
+        return super().forward(x)
 
 
 class _Depthwise(torch.autograd.Function):

@@ -20,6 +20,7 @@ from nasbook.operations.convolutional import (
     SeparatedKernels,
     Zero,
 )
+from nasbook.operations.morphable import Configuration, MorphableConvolution
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,36 @@ def _dense(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
     return ReLUConvolution(channels, channels, kernel, stride, affine)
 
 
+def _morphable(configuration: Configuration) -> Operation:
+    layers = len(configuration.expansions) + 1
+    text = f"{configuration.kernel}×{configuration.kernel} depthwise-separable convolution, {layers} layers"
+    return Operation(
+        configuration.name, lambda c, s, a: MorphableConvolution(c, configuration, s, a), "convolution", text
+    )
+
+
 _OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _entries()}
 
 
 def get_operation(name: str) -> Operation:
-    """The registry's entry for a name.
+    """The registry's entry for a name, or the morphable convolution that a configuration's name stands for.
 
     Raises:
-        InvalidInput: there is no such operation; the message has the nearest names.
+        InvalidInput: there is no such operation; the message has the nearest names, or the form of a
+            configuration's name.
     """
-    if name not in _OPERATIONS:
-        raise unknown_name("operation", name, _OPERATIONS)
-    return _OPERATIONS[name]
+    if name in _OPERATIONS:
+        return _OPERATIONS[name]
+    if name.startswith("sep_conv("):
+        return _morphable(Configuration.parse(name))
+    raise unknown_name("operation", name, _OPERATIONS)
 
 
 def list_operations(pattern: str = "*") -> tuple[str, ...]:
-    """Names of the operations that match a shell pattern, in registry order: ``list_operations("sep_*")``."""
+    """Names of the operations that match a shell pattern, in registry order: ``list_operations("sep_*")``.
+
+    Morphable convolutions are not listed: there is one for every :class:`~nasbook.operations.Configuration`.
+    """
     return tuple(name for name in _OPERATIONS if fnmatch.fnmatchcase(name, pattern))
 
 
@@ -92,7 +107,7 @@ def build_operation(name: str, channels: int, stride: int = 1, affine: bool = Tr
     """Builds an operation that maps (batch, channels, H, W) to (batch, channels, ⌈H/stride⌉, ⌈W/stride⌉).
 
     Args:
-        name: a name from :func:`list_operations`.
+        name: a name from :func:`list_operations`, or that of a configuration.
         channels: channels in and out.
         stride: 1, or 2 on the edges from a reduction cell's inputs.
         affine: whether batch norms have a scale and a shift; off in a supernet (DARTS A.1.1), where

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nasbook.operations import build_operation
-from nasbook.operations.convolutional import DepthwiseConvolution
+from nasbook.operations.depthwise import DepthwiseConvolution
 
 
 @pytest.mark.parametrize("stride", [1, 2])
