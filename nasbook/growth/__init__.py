@@ -1,7 +1,8 @@
 """Growth: functions that take a network and return a larger one (Chapter 4).
 
 Every function works on what a network declares of itself (:mod:`nasbook.networks.growable`) and returns a
-:class:`Grown`: the larger network, and where each entry of its parameters comes from.
+:class:`Grown`: the larger network, and where each entry of its parameters comes from. :func:`morph` is the exception:
+it changes one candidate operation and returns it (Chapter 5).
 """
 
 from nasbook.growth.firefly import (
@@ -26,6 +27,7 @@ from nasbook.growth.morphisms import (
     split_neurons,
     widen_with_zeros,
 )
+from nasbook.growth.operation_morphisms import function_change, morph
 from nasbook.growth.overgrown import Candidate, OvergrownNetwork
 from nasbook.growth.overgrown_layers import OvergrownLayer
 from nasbook.growth.selection import Budget, select, select_exactly
@@ -56,6 +58,7 @@ __all__ = [
     "OvergrownNetwork",
     "Scores",
     "Surgery",
+    "function_change",
     "grow_kernel",
     "insert_identity",
     "insert_residual",
@@ -63,6 +66,7 @@ __all__ = [
     "integrated_gradients_by_coordinate",
     "least_eigenpairs",
     "load_history",
+    "morph",
     "net2deeper",
     "net2wider",
     "random_directions",
