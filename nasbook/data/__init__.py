@@ -3,7 +3,7 @@
 from nasbook.data.augmentation import Augmentation, augment
 from nasbook.data.imagenet import image_folder_loaders, load_image_folder
 from nasbook.data.images import ImageData, list_images, load_images
-from nasbook.data.loaders import Loader, evaluation_batches
+from nasbook.data.loaders import Loader, Walk, evaluation_batches
 from nasbook.data.segmentation import (
     CropAugmentation,
     Samples,
@@ -28,6 +28,7 @@ __all__ = [
     "SegmentationData",
     "SegmentationLoader",
     "TensorSamples",
+    "Walk",
     "augment",
     "evaluation_batches",
     "image_folder_loaders",

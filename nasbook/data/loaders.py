@@ -108,18 +108,115 @@ class Loader:
         if index < 0:
             raise InvalidInput(f"A batch's number must be 0 or more, got {index}.")
         number, step = divmod(index, len(self))
+        return self._augmented(number, step * self.batch_size, self.batch_size, (index,))
+
+    def at(
+        self, number: int, start: int, size: int
+    ) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """A batch of any size: ``size`` images of a pass in its order, or this loader's part of them.
+
+        A pure function of its arguments and of the loader's seed. The pass has the order that it has for
+        :meth:`batch`; the augmentation is drawn for this batch alone, so :meth:`batch` augments the same images
+        differently.
+
+        Args:
+            number: which pass, from 0.
+            start: how many images of the pass come before the batch.
+            size: images in the batch, over all processes.
+
+        Raises:
+            InvalidInput: the pass has no such images, or the batch can't be divided among the processes.
+        """
+        require_positive(size=size)
+        if number < 0 or start < 0:
+            raise InvalidInput(f"The number and the start must be 0 or more, got pass {number} from image {start}.")
+        if start + size > len(self.images):
+            raise InvalidInput(
+                f"A pass has {len(self.images)} images; it has no {size} from image {start} on. "
+                f"Begin the next pass, or take fewer."
+            )
+        if size % self.part[1]:
+            raise InvalidInput(
+                f"A batch of {size} images can't be divided equally among {self.part[1]} processes. "
+                f"Make its size a multiple of {self.part[1]}."
+            )
+        return self._augmented(number, start, size, (number, start, size))
+
+    def _augmented(
+        self, number: int, start: int, size: int, stream: tuple[int, ...]
+    ) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """This loader's part of the images from ``start`` on in a pass, augmented by the draws of a stream."""
         if number != self._pass:
             self._pass = number
             order = torch.randperm(len(self.images), generator=generator(self.seed, "order", number))
             if self.images.is_cuda:  # from pinned memory, so that the copy does not wait for the device
                 order = order.pin_memory()
             self._order = order.to(self.images.device, non_blocking=True)
-        chosen = self._order[step * self.batch_size : (step + 1) * self.batch_size]
-        chosen = chosen.chunk(self.part[1])[self.part[0]]
+        chosen = self._order[start : start + size].chunk(self.part[1])[self.part[0]]
         images = _normalized(self.images[chosen], self._shift, self._scale)
-        draws = generator(self.seed, "augment", index, device=images.device)
+        draws = generator(self.seed, "augment", *stream, device=images.device)
         augmented = augment(images, self.augmentation, draws, black=self._black, part=self.part)
         return augmented, self.labels[chosen]
+
+
+class Walk:
+    """Batches of any size from a loader, one after another, without an image twice in a pass.
+
+    The place is two integers, so that a checkpoint that holds them goes on with the batch that would have come.
+    Of a pass, the images that are too few for the next batch are left out, as a loader leaves out its last batch.
+
+    Args:
+        loader: where the images, their orders and their augmentation come from; its own batch size plays no part.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self._position = (0, 0)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The current pass, from 0, and how many of its images have been taken. May be set.
+
+        Raises:
+            InvalidInput: set to what is no place in a pass.
+        """
+        return self._position
+
+    @position.setter
+    def position(self, position: tuple[int, int]) -> None:
+        number, start = position
+        if number < 0 or not 0 <= start <= len(self.loader.images):
+            raise InvalidInput(
+                f"A position is a pass, from 0, and a number of images up to {len(self.loader.images)}, got {position}."
+            )
+        self._position = (number, start)
+
+    def fits(self, size: int) -> bool:
+        """Whether the current pass has so many images left."""
+        return self._position[1] + size <= len(self.loader.images)
+
+    def begin_pass(self) -> None:
+        """Goes to the beginning of the next pass, or stays at the beginning of this one."""
+        number, start = self._position
+        if start:
+            self._position = (number + 1, 0)
+
+    def take(self, size: int) -> tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, " batch"]]:
+        """The next ``size`` images; those of the next pass where this one has fewer left.
+
+        Raises:
+            InvalidInput: there are fewer images than that in all, or they can't be divided among the processes.
+                The position is then unchanged.
+        """
+        require_positive(size=size)
+        if size > len(self.loader.images):
+            raise InvalidInput(
+                f"A batch of {size} needs at least as many images, got {len(self.loader.images)}. Take fewer."
+            )
+        number, start = self._position if self.fits(size) else (self._position[0] + 1, 0)
+        batch = self.loader.at(number, start, size)
+        self._position = (number, start + size)
+        return batch
 
 
 def evaluation_batches(

@@ -1,6 +1,14 @@
 """Training: bilevel updates, runs that resume, checkpoints (Chapter 1)."""
 
 from nasbook.operations.batch_norms import kept_statistics
+from nasbook.training.batch_growth import (
+    AllocatedMemory,
+    BatchGrowth,
+    CountedMemory,
+    MemoryMeter,
+    MemoryUse,
+    memory_meter,
+)
 from nasbook.training.bilevel import (
     ArchitectureGradient,
     Batch,
@@ -54,14 +62,19 @@ __all__ = [
     "CIFAR10_EVALUATION",
     "IMAGENET_EVALUATION",
     "NORMALIZE_BY",
+    "AllocatedMemory",
     "ArchitectureGradient",
     "Batch",
+    "BatchGrowth",
     "BilevelUpdate",
+    "CountedMemory",
     "EpochReport",
     "FiniteDifference",
     "FirstOrder",
     "Fit",
     "FitConfig",
+    "MemoryMeter",
+    "MemoryUse",
     "NormalizeBy",
     "Objective",
     "Resumable",
@@ -84,6 +97,7 @@ __all__ = [
     "fit",
     "kept_statistics",
     "load_checkpoint",
+    "memory_meter",
     "optimizer_form",
     "poly",
     "random_state",

@@ -83,6 +83,8 @@ def drive(
         run.on_step = after_step
         try:
             for report in run.epochs():
+                # An epoch may have had fewer steps than it could: the bar ends where the run does.
+                bar.total = bar.n + (run.total_epochs - run.epoch) * run.steps_per_epoch
                 if checkpoint is not None:
                     run.save(checkpoint)
                 if on_report is not None:

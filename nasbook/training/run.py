@@ -75,7 +75,7 @@ class Resumable(ABC):
     total_epochs: int
     """Epochs from beginning to end."""
     steps_per_epoch: int
-    """Steps of every epoch."""
+    """Steps of every epoch; the most that one can have, where that is known only when it ends."""
     epoch: int
     """Finished epochs."""
     step: int
@@ -152,7 +152,7 @@ class Run(Resumable):
 
     Args:
         epochs: how many there are in all.
-        steps: how many steps an epoch has.
+        steps: how many steps an epoch has; the most it can have, where :meth:`epoch_is_over` ends it earlier.
         seed: of every random stream of the run.
         device: where the step's measurements are kept.
     """
@@ -182,7 +182,11 @@ class Run(Resumable):
 
     @abstractmethod
     def run_step(self, index: int) -> Sequence[Tensor]:
-        """Makes one step and returns a scalar for each of ``measurements``; ``index`` counts from 0 over all epochs."""
+        """Makes one step and returns a scalar for each of ``measurements``.
+
+        Args:
+            index: counts from 0 over all epochs, each of which has ``steps_per_epoch`` numbers, used or not.
+        """
 
     @abstractmethod
     def begin_epoch(self) -> None:
@@ -192,13 +196,29 @@ class Run(Resumable):
     def report(self, means: dict[str, float]) -> EpochReport:
         """Describes the epoch that has just ended, from the means of its measurements."""
 
+    def epoch_is_over(self) -> bool:
+        """Whether the epoch has had its last step; asked before every step.
+
+        A subclass whose epochs end otherwise (with the images, where the batch size changes) overrides it. Then it must
+        be a function of what :meth:`state_dict` holds, the same in all processes, false before an epoch's first step
+        and true after ``steps_per_epoch`` steps at the latest.
+        """
+        return self.step >= self.steps_per_epoch
+
+    def step_weights(self) -> Float[Tensor, " steps"] | None:
+        """How much each of the epoch's steps so far counts in :meth:`means`; None where all count alike.
+
+        At least 0 and not all 0: the numbers of images, where the batch size changes.
+        """
+        return None
+
     def epochs(self) -> Iterator[Any]:
         try:
             while not self.finished:
                 self._begin()
                 self._started = time.perf_counter()
                 stopping = False
-                while self.step < self.steps_per_epoch:
+                while not self.epoch_is_over():
                     self._stepping = True
                     row = self.run_step(self.epoch * self.steps_per_epoch + self.step)
                     self._record(torch.stack([value.detach() for value in row]))
@@ -211,7 +231,7 @@ class Run(Resumable):
                         break
                 means = self.means()
                 self.check_finite()
-                if stopping and self.step < self.steps_per_epoch:
+                if stopping and not self.epoch_is_over():
                     self._seconds, self._started = self.elapsed(), None
                     self._paused = random_state()
                     return
@@ -289,7 +309,13 @@ class Run(Resumable):
         if len(bad):
             step = int(bad[0]) + 1
             raise self._diverged(f"The {self.measurements[0].replace('_', ' ')}", measured[step - 1, 0].item(), step)
-        return dict(zip(self.measurements, measured.mean(0).tolist(), strict=True))
+        weights = self.step_weights()
+        if weights is None:
+            means = measured.mean(0)
+        else:
+            weights = weights.to("cpu", torch.float64)
+            means = weights @ measured.double() / weights.sum()
+        return dict(zip(self.measurements, means.tolist(), strict=True))
 
     def check_finite(self) -> None:
         # A step can break the weights, or a batch norm's statistics, after its own loss was still fine.
@@ -298,8 +324,9 @@ class Run(Resumable):
             raise self._diverged("A parameter or a statistic", "infinite or NaN", self.step)
 
     def _diverged(self, what: str, value: object, step: int) -> TrainingDiverged:
+        most = "" if type(self).epoch_is_over is Run.epoch_is_over else "at most "
         return TrainingDiverged(
-            f"{what} became {value} at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. "
+            f"{what} became {value} at epoch {self.epoch + 1}, step {step} of {most}{self.steps_per_epoch}. "
             f"A lower learning rate or a stronger clip usually helps."
         )
 
