@@ -12,11 +12,12 @@ Nothing here imports torch, so that reading and drawing a genotype starts fast.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,6 +379,8 @@ class Space:
     """Kinds of cell that are searched."""
     left_out: tuple[tuple[int, int], ...] = ()
     """(source, target) of edges that the graph does without."""
+    pools: tuple[tuple[str, ...], ...] = ()
+    """For every edge, in the order of ``edges``, its own candidates (PR-DARTS §3.2.2); empty: all on every edge."""
 
     def __post_init__(self) -> None:
         require_positive(nodes=self.nodes, inputs=self.inputs, edges_per_node=self.edges_per_node)
@@ -391,11 +394,35 @@ class Space:
             raise InvalidInput(f"A candidate operation is named twice: {', '.join(self.operations)}.")
         if not self.choices:
             raise InvalidInput("A space needs at least one candidate operation besides 'none'.")
+        if self.pools:
+            self._check_pools()
+
+    def _check_pools(self) -> None:
+        if len(self.pools) != len(self.edges):
+            raise InvalidInput(f"pools: expected one for each of the {len(self.edges)} edges, got {len(self.pools)}.")
+        for edge, pool in zip(self.edges, self.pools, strict=True):
+            where = f"pools: the edge from node {edge[0]} to node {edge[1]}"
+            if not set(pool) - {ZERO}:
+                raise InvalidInput(f"{where} needs at least one candidate besides {ZERO!r}.")
+            if len(set(pool)) != len(pool):
+                raise InvalidInput(f"{where} has a candidate twice: {', '.join(pool)}.")
+            for name in pool:
+                if name not in self.operations:
+                    raise InvalidInput(f"{where} has {name!r}, which is not among the operations of the space.")
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The candidates that may stand in a genotype: all but the zero operation."""
         return tuple(name for name in self.operations if name != ZERO)
+
+    def candidates(self, source: int, target: int) -> tuple[str, ...]:
+        """The candidates on one edge, in the order in which they stand there."""
+        return self.pools[self.edges.index((source, target))] if self.pools else self.operations
+
+    def with_pools(self, pools: Sequence[Sequence[str]]) -> Space:
+        """The same graph with candidates of its own on every edge; ``operations`` are then all of them."""
+        operations = dict.fromkeys(name for pool in pools for name in pool)  # in order of first appearance
+        return replace(self, operations=tuple(operations), pools=tuple(tuple(pool) for pool in pools))
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -424,17 +451,26 @@ DARTS_SPACE = Space()
 def count_cells(space: Space) -> int:
     """Number of discrete cells in a space: Π over nodes of C(n, k)·|choices|^k (DARTS §3.1).
 
-    For DARTS, with n = 2..5 earlier nodes, k = 2 and 7 operations besides zero, that is 1,037,664,180.
+    For DARTS, with n = 2..5 earlier nodes, k = 2 and 7 operations besides zero, that is 1,037,664,180. Where edges have
+    pools of their own, C(n, k)·|choices|^k is the sum, over all sets of k edges, of the product of their choices.
     Graph isomorphism is not considered.
     """
-    return math.prod(
-        math.comb(len(space.sources(node)), space.kept(node)) * len(space.choices) ** space.kept(node)
-        for node in range(space.inputs, space.inputs + space.nodes)
-    )
+
+    def cells_at(node: int) -> int:
+        sizes = [len(set(space.candidates(source, node)) - {ZERO}) for source in space.sources(node)]
+        return sum(math.prod(some) for some in itertools.combinations(sizes, space.kept(node)))
+
+    return math.prod(cells_at(node) for node in range(space.inputs, space.inputs + space.nodes))
 
 
 def random_genotype(space: Space, generator: torch.Generator) -> Genotype:
-    """A genotype drawn uniformly from the space: sources without replacement, then an operation each."""
+    """A genotype drawn uniformly from the space: sources without replacement, then an operation each.
+
+    Raises:
+        InvalidInput: the space has pools of its own on every edge; then this is not uniform.
+    """
+    if space.pools:
+        raise InvalidInput("random_genotype() needs the same candidates on all edges; this space has pools.")
     import torch
 
     def cell() -> CellGenotype:

@@ -193,7 +193,7 @@ def search_header(method: str, space: Space, config: Any, data: ImageData, seed:
         "space": {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(space).items()
-            if name != "left_out" or value  # earlier checkpoints do not have it
+            if name not in ("left_out", "pools") or value  # earlier checkpoints do not have them
         },
         "config": {
             name: value

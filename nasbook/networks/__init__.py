@@ -33,6 +33,8 @@ from nasbook.networks.segmentation import (
 )
 from nasbook.networks.sizing import channels_for, parameters_of
 from nasbook.networks.stacking import (
+    CELL_OUTPUTS,
+    CellOutput,
     CellPlacement,
     CifarStem,
     ImageNetStem,
@@ -44,6 +46,7 @@ from nasbook.networks.stacking import (
 from nasbook.networks.vgg import VGG
 
 __all__ = [
+    "CELL_OUTPUTS",
     "GROWABLE_NETWORKS",
     "STANDARD_WIDTHS",
     "VGG",
@@ -51,6 +54,7 @@ __all__ = [
     "AuxiliaryOutput",
     "Backbone",
     "BlockStack",
+    "CellOutput",
     "CellPlacement",
     "Channels",
     "CifarStem",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nasbook import processes
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import CellGenotype, Genotype
-from nasbook.networks.stacking import CellPlacement, StemName, build_stem, reduction_positions, stack_cells
+from nasbook.networks.stacking import CellOutput, CellPlacement, StemName, build_stem, reduction_positions, stack_cells
 from nasbook.operations import build_operation
 
 Image = Float[Tensor, "batch channels height width"]
@@ -78,13 +78,14 @@ def set_drop_path(network: nn.Module, rate: float) -> None:
 
 
 class DerivedCell(nn.Module):
-    """One discrete cell: every node is the sum of its edges, the output a concatenation of nodes (Eq. 1)."""
+    """One discrete cell: every node is the sum of its edges (Eq. 1), the output what the placement makes of nodes."""
 
     def __init__(self, genotype: CellGenotype, placement: CellPlacement, drop_path: float = 0.0) -> None:
         super().__init__()
         if genotype.inputs != 2:
             raise InvalidInput(f"A convolutional cell has 2 input nodes, this genotype has {genotype.inputs}.")
         self.genotype = genotype
+        self.join = placement.join
         self.preprocessing = placement.preprocessing(affine=True)
         self.operations = nn.ModuleList()
         self.drops = nn.ModuleList()
@@ -104,7 +105,7 @@ class DerivedCell(nn.Module):
         for edge, operation, drop in zip(self.genotype.edges, self.operations, self.drops, strict=True):
             value = drop(operation(states[edge.source]))
             states[edge.target] = states[edge.target] + value if edge.target in states else value
-        return torch.cat([states[node] for node in self.genotype.output], dim=1)
+        return self.join([states[node] for node in self.genotype.output])
 
 
 class AuxiliaryHead(nn.Module):
@@ -163,9 +164,10 @@ class DerivedNetwork(nn.Module):
         drop_path: rate at which edges are dropped in training; see :meth:`set_drop_path`.
         stem: ``cifar`` or ``imagenet``.
         in_channels: channels of the images.
+        cell_output: ``concatenation`` of a cell's nodes, or their ``mean``.
 
     Raises:
-        InvalidInput: sizes below 1, a rate outside [0, 1), unknown operations, stem or kinds of cell.
+        InvalidInput: sizes below 1, a rate outside [0, 1), unknown operations, stem, cell output or kinds of cell.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class DerivedNetwork(nn.Module):
         drop_path: float = 0.0,
         stem: StemName | str = "cifar",
         in_channels: int = 3,
+        cell_output: CellOutput | str = "concatenation",
     ) -> None:
         super().__init__()
         require_positive(channels=channels, cells=cells, classes=classes)
@@ -187,15 +190,15 @@ class DerivedNetwork(nn.Module):
         kinds = {"reduction" if i in reduction_positions(cells) else "normal" for i in range(cells)}
         for kind in sorted(kinds):
             genotype[kind]  # raises with the kinds that there are
-        placements = stack_cells(cells, channels, self.stem, outputs)
+        placements = stack_cells(cells, channels, self.stem, outputs, cell_output)
         self.cells = nn.ModuleList(DerivedCell(genotype[p.kind], p) for p in placements)
-        width = placements[-1].channels * outputs[placements[-1].kind]
+        width = placements[-1].output_channels(outputs[placements[-1].kind])
         self.classifier = nn.Linear(width, classes)
         self.auxiliary_position = 2 * cells // 3
         self.auxiliary_head: AuxiliaryHead | None = None
         if auxiliary:
             place = placements[self.auxiliary_position]
-            self.auxiliary_head = AuxiliaryHead(place.channels * outputs[place.kind], classes, stem)
+            self.auxiliary_head = AuxiliaryHead(place.output_channels(outputs[place.kind]), classes, stem)
         self.set_drop_path(drop_path)
 
     def set_drop_path(self, rate: float) -> None:

@@ -6,17 +6,29 @@ and two thirds of the depth are reduction cells: they halve the resolution and d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
+Image = Float[Tensor, "batch channels height width"]
+
 StemName = Literal["cifar", "imagenet"]
+
+CellOutput = Literal["concatenation", "mean"]
+
+CELL_OUTPUTS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+    "concatenation": lambda nodes: torch.cat(tuple(nodes), dim=1),
+    "mean": lambda nodes: functools.reduce(torch.add, nodes) / len(nodes),
+}
+"""What becomes of a cell's nodes: DARTS concatenates them; PR-DARTS' text takes their mean (§2.2, §3.1)."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +45,21 @@ class CellPlacement:
     """Whether the cell halves the resolution."""
     halve_older: bool
     """Whether the older input still has twice the resolution, because a reduction stands between."""
+    output: CellOutput = "concatenation"
+    """How nodes become the cell's output."""
 
     @property
     def input_stride(self) -> int:
         """Stride of the edges that leave the cell's inputs."""
         return 2 if self.reduces else 1
+
+    def join(self, nodes: Sequence[Image]) -> Float[Tensor, "batch outputs height width"]:
+        """The cell's output, from the nodes that belong to it."""
+        return CELL_OUTPUTS[self.output](nodes)
+
+    def output_channels(self, nodes: int) -> int:
+        """Channels of the output of so many nodes."""
+        return self.channels * (nodes if self.output == "concatenation" else 1)
 
     def preprocessing(self, affine: bool) -> nn.ModuleList:
         """The two modules that bring both inputs to ``channels`` and to one resolution."""
@@ -56,7 +78,11 @@ def reduction_positions(cells: int) -> tuple[int, ...]:
 
 
 def stack_cells(
-    cells: int, channels: int, stem: CifarStem | ImageNetStem, outputs: Mapping[str, int]
+    cells: int,
+    channels: int,
+    stem: CifarStem | ImageNetStem,
+    outputs: Mapping[str, int],
+    cell_output: CellOutput | str = "concatenation",
 ) -> list[CellPlacement]:
     """The placement of every cell.
 
@@ -64,9 +90,15 @@ def stack_cells(
         cells: number of cells, L.
         channels: channels of the first cell's nodes, C; doubled at every reduction cell.
         stem: what feeds the first cell.
-        outputs: for each kind of cell, how many nodes its output concatenates.
+        outputs: for each kind of cell, how many nodes belong to its output.
+        cell_output: what the output makes of them, a name from :data:`CELL_OUTPUTS`.
+
+    Raises:
+        InvalidInput: sizes below 1, or no such output.
     """
     require_positive(cells=cells, channels=channels)
+    if cell_output not in CELL_OUTPUTS:
+        raise unknown_name("cell output", cell_output, CELL_OUTPUTS)
     placements = []
     older, newer = stem.output_channels
     halve_older = stem.halve_older
@@ -75,9 +107,10 @@ def stack_cells(
         kind = "reduction" if reduces else "normal"
         if reduces:
             channels *= 2
-        placements.append(CellPlacement(kind, channels, (older, newer), reduces, halve_older))
+        form: CellOutput = "concatenation" if cell_output == "concatenation" else "mean"
+        placements.append(CellPlacement(kind, channels, (older, newer), reduces, halve_older, form))
         halve_older = reduces
-        older, newer = newer, channels * outputs[kind]
+        older, newer = newer, placements[-1].output_channels(outputs[kind])
     return placements
 
 

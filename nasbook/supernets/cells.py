@@ -53,7 +53,7 @@ def _candidate(name: str, channels: int, stride: int) -> nn.Module:
 
 
 class SearchCell(nn.Module):
-    """One cell of the supernet: candidates on every edge of the space, nodes summed, concatenated.
+    """One cell of the supernet: candidates on every edge of the space, nodes summed, and joined as the placement says.
 
     It runs in two ways. With coefficients only, all candidates are computed (DARTS' cell, EnTranNAS' Engine-cell).
     With a derived cell, only its operations are, and nothing else is touched: what is left out has no gradient, and
@@ -78,6 +78,7 @@ class SearchCell(nn.Module):
                 f"a cell here has {placement.channels}."
             )
         self.space = space
+        self.join = placement.join
         self.preprocessing = placement.preprocessing(affine=False)
         self.build_candidates(placement, placement.channels // bottleneck)
         self.narrow = nn.ModuleList(
@@ -89,14 +90,17 @@ class SearchCell(nn.Module):
 
     def build_candidates(self, placement: CellPlacement, channels: int) -> None:
         """Builds the candidates; called once, between the preprocessing and the bottleneck."""
+        space = self.space
         self.edges = nn.ModuleList(
-            self.build_mixed(channels, placement.input_stride if source < self.space.inputs else 1)
-            for source, _ in self.space.edges
+            self.build_mixed(
+                space.candidates(source, target), channels, placement.input_stride if source < space.inputs else 1
+            )
+            for source, target in space.edges
         )
 
-    def build_mixed(self, channels: int, stride: int) -> MixedOperation:
+    def build_mixed(self, operations: tuple[str, ...], channels: int, stride: int) -> MixedOperation:
         """What holds the candidates of one edge. Methods with mixed operations of their own override it."""
-        return MixedOperation(self.space.operations, channels, stride)
+        return MixedOperation(operations, channels, stride)
 
     def owners(self) -> list[nn.ModuleDict]:
         """All candidates, one set of them for each edge of the space."""
@@ -130,11 +134,11 @@ class SearchCell(nn.Module):
     def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
         """Every candidate, weighted."""
         nodes, entering = self.begin(older, newer)
-        edges = zip(self.space.edges, self.edges, coefficients, strict=True)
+        edges = zip(self.space.edges, self.edges, self._of_pools(coefficients), strict=True)
         for _ in range(self.space.nodes):
             incoming = [next(edges) for _ in self.space.sources(len(nodes))]  # the edges are grouped by target
             self.form(nodes, entering, [mixed(entering[source], c) for (source, _), mixed, c in incoming])  # Eq. 1
-        return torch.cat(nodes[self.space.inputs :], dim=1)
+        return self.join(nodes[self.space.inputs :])
 
     def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
         """Only the operations of a derived cell, each module once however many edges share it."""
@@ -154,7 +158,16 @@ class SearchCell(nn.Module):
                     part = coefficients[rows[edge.source, edge.target], columns[edge.operation]] * part
                 parts.append(part)
             self.form(nodes, entering, parts, read)
-        return torch.cat(nodes[self.space.inputs :], dim=1)
+        return self.join(nodes[self.space.inputs :])
+
+    def _of_pools(self, coefficients: Tensor) -> Sequence[Tensor]:
+        """For every edge the coefficients of its own candidates."""
+        rows = coefficients.unbind()
+        if not self.space.pools:
+            return rows
+        column = {name: place for place, name in enumerate(self.space.operations)}
+        own = zip(rows, self.space.pools, strict=True)
+        return [torch.stack([row[column[name]] for name in pool]) for row, pool in own]
 
     def begin(
         self, older: Tensor, newer: Tensor, read: Collection[int] | None = None
@@ -212,9 +225,13 @@ class SharedCell(SearchCell):
 
     def build_candidates(self, placement: CellPlacement, channels: int) -> None:
         space = self.space
+        if space.pools:
+            raise InvalidInput("A node's operations can't serve all of its edges where every edge has its own pool.")
         self.sources = nn.ModuleDict(
             {
-                str(source): self.build_mixed(channels, placement.input_stride if source < space.inputs else 1)
+                str(source): self.build_mixed(
+                    space.operations, channels, placement.input_stride if source < space.inputs else 1
+                )
                 for source in range(space.inputs + space.nodes - 1)
                 if space.targets(source)
             }
@@ -264,7 +281,7 @@ class SharedCell(SearchCell):
             for target, part in zip(targets, weighted_sums(features, weights), strict=True):
                 arriving[target - space.inputs].append(part)
         self.form(nodes, entering, arriving[-1])
-        return torch.cat(nodes[space.inputs :], dim=1)
+        return self.join(nodes[space.inputs :])
 
 
 def weighted_sums(features: Sequence[Tensor], weights: Float[Tensor, "targets features"]) -> Sequence[Tensor]:

@@ -84,7 +84,7 @@ class FusedCell(SearchCell):
         self.form(nodes, entering, arriving[-1])
         if training and tracking and statistics:
             update_running_statistics(statistics, momentum)
-        return torch.cat(nodes[inputs:], dim=1)
+        return self.join(nodes[inputs:])
 
     def train(self, mode: bool = True) -> Self:
         self._unchanged = None

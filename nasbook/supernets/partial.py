@@ -92,8 +92,8 @@ class PartialCell(SearchCell):
         self.partition = partition  # before the candidates are built
         super().__init__(space, placement)
 
-    def build_mixed(self, channels: int, stride: int) -> MixedOperation:
-        return PartialMixedOperation(self.space.operations, channels, stride, self.partition)
+    def build_mixed(self, operations: tuple[str, ...], channels: int, stride: int) -> MixedOperation:
+        return PartialMixedOperation(operations, channels, stride, self.partition)
 
     def run_derived(self, older: Tensor, newer: Tensor, derived: CellGenotype, coefficients: Tensor | None) -> Tensor:
         raise _no_derived_form()
@@ -115,8 +115,8 @@ class FusedPartialCell(FusedCell):
         nodes = range(space.inputs, space.inputs + space.nodes)
         self._entering = [[(source, rows[source, node]) for source in space.sources(node)] for node in nodes]
 
-    def build_mixed(self, channels: int, stride: int) -> MixedOperation:
-        return MixedOperation(self.space.operations, channels // self.partition, stride)
+    def build_mixed(self, operations: tuple[str, ...], channels: int, stride: int) -> MixedOperation:
+        return MixedOperation(operations, channels // self.partition, stride)
 
     def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
         self._weights: Sequence[Tensor] = coefficients.sum(1).unbind()  # what passes each edge is multiplied by

@@ -6,6 +6,7 @@ paper of the book that searches by gradients brings its own; DARTS' is the softm
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
@@ -26,9 +27,13 @@ class Relaxation(nn.Module, ABC):
 
     sparse: ClassVar[bool] = False
     """Whether all that is not derived has coefficient zero, so that no cell needs to compute it."""
+    takes_pools: ClassVar[bool] = False
+    """Whether edges may have candidates of their own; then what an edge does not have has coefficient zero."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
+        if space.pools and not self.takes_pools:
+            raise InvalidInput(f"{type(self).__name__} needs the same candidates on all edges; this space has pools.")
         self.space = space
 
     @abstractmethod
@@ -47,17 +52,25 @@ class Relaxation(nn.Module, ABC):
 class SoftmaxRelaxation(Relaxation):
     """DARTS: a softmax over the candidates of each edge (Eq. 2). ``alpha`` is α, (edges, operations).
 
+    Where edges have pools of their own, each softmax is over its pool, and the other columns of a row are zero.
+
     Args:
         space: the cell space.
         scale: standard deviation of the initial α (DARTS: 1e-3), so that all candidates start equal.
     """
 
+    takes_pools: ClassVar[bool] = True
+    absent: Tensor | None
+
     def __init__(self, space: Space, scale: float = 1e-3) -> None:
         super().__init__(space)
         self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
+        absent = torch.tensor([[name not in pool for name in space.operations] for pool in space.pools])
+        self.register_buffer("absent", absent if space.pools else None, persistent=False)
 
     def coefficients(self) -> Float[Tensor, "edges operations"]:
-        return self.alpha.softmax(dim=-1)  # Eq. 2
+        alpha = self.alpha if self.absent is None else self.alpha.masked_fill(self.absent, -math.inf)
+        return alpha.softmax(dim=-1)  # Eq. 2
 
     def derive(self) -> CellGenotype:
         return strongest_edges(self.coefficients(), self.space)

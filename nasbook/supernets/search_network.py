@@ -7,8 +7,9 @@ Transit-cells (EnTranNAS §2.2, Chapter 3).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import DARTS_SPACE, CellGenotype, Genotype, Space
-from nasbook.networks import CellPlacement, StemName, build_stem, stack_cells
+from nasbook.networks import CellOutput, CellPlacement, StemName, build_stem, stack_cells
 from nasbook.operations.batch_norms import Repeated, batch_norms
 from nasbook.operations.pointwise import in_fast_layout
 from nasbook.supernets.cells import SearchCell, SharedCell
@@ -31,6 +32,9 @@ EngineName = Literal["fused", "readable"]
 
 ENGINES: dict[str, type[SearchCell]] = {"fused": FusedCell, "readable": SearchCell}
 """How a cell is computed; both forms have the same parameters, state and values."""
+
+RAGGED_ENGINES: dict[str, type[SearchCell]] = {"fused": SearchCell, "readable": SearchCell}
+"""The same for cells whose edges have candidates of their own."""
 
 EngineCells = Literal["all", "half", "last", "first"]
 
@@ -70,7 +74,7 @@ class SearchNetwork(nn.Module):
     parameters.
 
     Args:
-        space: the cell space.
+        space: the cell space; or, where kinds of cell differ in their candidates, one for each kind.
         channels: channels of the first cell's nodes, C.
         cells: number of cells, L.
         classes: number of classes.
@@ -89,15 +93,16 @@ class SearchNetwork(nn.Module):
         feature_sharing: whether an operation belongs to its source node and is computed once for all later ones
             (EnTranNAS §2.3). Such a cell has one form: both engines run it module by module.
         bottleneck: by how much a cell's candidates are narrower than its nodes (EnTranNAS §2.5); 1 for not at all.
+        cell_output: ``concatenation`` of a cell's nodes, or their ``mean``.
 
     Raises:
-        InvalidInput: sizes below 1, an unknown operation, stem, engine or placement, a space that is not
+        InvalidInput: sizes below 1, an unknown operation, stem, engine, placement or cell output, a space that is not
             convolutional or lacks a kind of cell that the stack needs, or a bottleneck that does not divide C.
     """
 
     def __init__(
         self,
-        space: Space = DARTS_SPACE,
+        space: Space | Mapping[str, Space] = DARTS_SPACE,
         channels: int = 16,
         cells: int = 8,
         classes: int = 10,
@@ -110,36 +115,47 @@ class SearchNetwork(nn.Module):
         engine_cells: EngineCells | str = "all",
         feature_sharing: bool = False,
         bottleneck: int = 1,
+        cell_output: CellOutput | str = "concatenation",
     ) -> None:
         super().__init__()
         if not 0 <= recompute_cells <= cells:
             raise InvalidInput(f"recompute_cells must be from 0 to cells, which is {cells}; got {recompute_cells}.")
         require_positive(channels=channels, cells=cells, classes=classes)
+        self.spaces = dict(space) if isinstance(space, Mapping) else dict.fromkeys(space.kinds, space)
+        space = next(iter(self.spaces.values()))
+        graphs = {replace(other, operations=space.operations, pools=space.pools) for other in self.spaces.values()}
+        if len(graphs) > 1:
+            raise InvalidInput("The spaces of a supernet's kinds of cell may differ in their candidates only.")
         if space.inputs != 2:
             raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
         self.space = space
+        """The graph of all cells; where kinds of cell differ in their candidates, those of the first kind."""
         self.engine = engine
         self.recompute_cells = recompute_cells
         self.feature_sharing = feature_sharing
         self.bottleneck = bottleneck
         self.stem = build_stem(stem, in_channels, channels)
-        placements = stack_cells(cells, channels, self.stem, dict.fromkeys(("normal", "reduction"), space.nodes))
+        nodes = dict.fromkeys(("normal", "reduction"), space.nodes)
+        placements = stack_cells(cells, channels, self.stem, nodes, cell_output)
         for placement in placements:
-            if placement.kind not in space.kinds:
-                raise unknown_name("kind of cell in this space", placement.kind, space.kinds)
+            if placement.kind not in self.spaces:
+                raise unknown_name("kind of cell in this space", placement.kind, self.spaces)
+        self.placements = tuple(placements)
         self.cells = nn.ModuleList(self.build_cell(placement) for placement in placements)
         self.kinds = tuple(placement.kind for placement in placements)
         self.engine_positions = engine_positions(self.kinds, engine_cells)
-        self.classifier = nn.Linear(placements[-1].channels * space.nodes, classes)
-        self.relaxations = nn.ModuleDict({kind: relaxation(space) for kind in space.kinds})
+        self.classifier = nn.Linear(placements[-1].output_channels(space.nodes), classes)
+        self.relaxations = nn.ModuleDict({kind: relaxation(own) for kind, own in self.spaces.items()})
         self._child: Literal["", "derived", "weighted"] = ""
 
     def build_cell(self, placement: CellPlacement) -> SearchCell:
         """The cell that stands at one place of the stack. Methods with cells of their own override it."""
-        cell = SharedCell if self.feature_sharing else ENGINES[self.engine]
-        return cell(self.space, placement, self.bottleneck)
+        space = self.spaces[placement.kind]
+        engines = RAGGED_ENGINES if space.pools else ENGINES
+        cell = SharedCell if self.feature_sharing else engines[self.engine]
+        return cell(space, placement, self.bottleneck)
 
     def weights(self) -> Iterator[nn.Parameter]:
         """Every parameter that is not an architecture parameter: w of Eq. 3 and 4."""
