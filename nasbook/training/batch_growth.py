@@ -30,8 +30,8 @@ class BatchGrowth:
     time, and takes all memory to grow with the batch; here a part of it is fixed, and there is no such limit.
 
     Raises:
-        InvalidInput: a number is not positive, not whole where images or steps are counted, the maximum is below the
-            minimum or the threshold above 1.
+        InvalidInput: a number is not positive, not whole where images, steps or bytes are counted, the maximum is below
+            the minimum or the threshold above 1.
     """
 
     minimum: int
@@ -48,12 +48,11 @@ class BatchGrowth:
     """Steps from one attempt to the next."""
 
     def __post_init__(self) -> None:
-        for name in ("minimum", "multiple", "maximum", "every"):
+        for name in ("minimum", "multiple", "maximum", "budget", "every"):
             value = getattr(self, name)
             if not isinstance(value, int):
                 raise InvalidInput(f"{name} must be a whole number, got {value!r}.")
             require_positive(**{name: value})
-        require_positive(budget=self.budget)
         if self.maximum < self.minimum:
             raise InvalidInput(f"maximum must be at least minimum, {self.minimum}, got {self.maximum}.")
         if not 0 < self.threshold <= 1:
@@ -156,8 +155,9 @@ class CountedMemory(MemoryMeter):
     """What a training step must keep, counted: the same in every run on one type of device.
 
     Fixed are the bytes of parameters, their gradients and the optimisers' states; to them come the activations that the
-    training loss keeps for its backward pass (:func:`~nasbook.analysis.saved_activation_bytes`). Temporary memory and
-    the data set are not counted, nor what second-order updates keep beyond one pass.
+    training loss keeps for a backward pass to the weights and the architecture
+    (:func:`~nasbook.analysis.saved_activation_bytes`). So it is at least what either step of a first-order update
+    keeps. Temporary memory and the data set are not counted, nor what second-order updates keep beyond one pass.
 
     Cost: one forward pass for each batch size; its count is kept until :meth:`reset`.
     """

@@ -67,6 +67,48 @@ class Line(Run):
         return self.network.weight.item()
 
 
+class Images(Line):
+    """Ends its epochs with its 20 images. Every second step of an epoch the batch takes one image more.
+
+    Batches of 4, 4, 5, 5 images, then of 6, 6, 7, then of 7, 7. A step's loss is its batch size.
+    """
+
+    measurements = ("train_loss", "train_accuracy", "images")
+
+    def __init__(self, **changes):
+        super().__init__(epochs=3, steps=5, **changes)
+        self.batch, self.taken = 4, 0
+
+    def begin_epoch(self):
+        super().begin_epoch()
+        if self.step == 0:
+            self.taken = 0
+
+    def epoch_is_over(self):
+        return self.taken + self.batch > 20
+
+    def run_step(self, index):
+        loss, correct = super().run_step(index)
+        size = self.batch
+        self.taken += size
+        self.batch += self.step % 2
+        return loss * size, correct, torch.tensor(float(size))
+
+    def step_weights(self):
+        return self._measured[: self.step, 2]
+
+    def report(self, means):
+        means.pop("images")
+        return super().report(means)
+
+    def state_dict(self):
+        return {**super().state_dict(), "batch": self.batch, "taken": self.taken}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.batch, self.taken = state["batch"], state["taken"]
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +181,90 @@ def test_a_stop_between_two_samples_counts(tiny, data):
     assert (search.epoch, search.step) == (2, 0)  # the first sample's epochs, none of the second's
     search._start = start
     assert run_to_end(search).finished
+
+
+# --- epochs of any length ---------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_ends_when_it_is_over():
+    run = run_to_end(Images())
+    assert run.indices == [0, 1, 2, 3, 5, 6, 7, 10, 11]  # each epoch has five numbers, used or not
+    assert [report.epoch for report in run.history] == [1, 2, 3]
+    assert list(run.epochs()) == []
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+def test_an_epoch_of_any_length_stopped_saved_and_loaded(steps, tiny, same, tmp_path):
+    run = Images()
+    stop_after(run, steps)
+    ends = {4: (1, 0), 7: (2, 0), 9: (3, 0)}  # the last step of an epoch ends it, stopped or not
+    inside = (0, steps) if steps < 4 else (1, steps - 4) if steps < 7 else (2, steps - 7)
+    assert (run.epoch, run.step) == ends.get(steps, inside)
+    draw()
+    run.save(tmp_path / "checkpoint.pt")
+    other = Images()
+    other.load(tmp_path / "checkpoint.pt")
+    draw()
+    same(tiny.ending(run_to_end(other)), tiny.ending(run_to_end(Images())))
+    assert len(other.indices) == 9 - steps
+
+
+def test_epochs_of_any_length_stopped_at_every_step(tiny, same):
+    run = Images()
+    for _ in range(9):
+        assert not run.finished
+        stop_after(run, 1)
+        draw()
+    assert run.finished
+    same(tiny.ending(run), tiny.ending(run_to_end(Images())))
+
+
+def test_a_checkpoint_after_every_step_of_epochs_of_any_length(tiny, same, tmp_path):
+    """Those of an epoch's last step too: what goes on from there reports, and makes no step more."""
+    run, places = Images(), []
+    save = run.save
+    run.save = lambda _: (places.append((run.epoch, run.step)), save(tmp_path / "{}-{}".format(*places[-1])))
+    drive(run, checkpoint=tmp_path / "checkpoint.pt", checkpoint_steps=1, progress=False)
+    inside = [*((0, step) for step in range(1, 5)), *((1, step) for step in range(1, 4)), (2, 1), (2, 2)]
+    assert sorted(places) == sorted([*inside, (1, 0), (2, 0), (3, 0)])
+    for epoch, step in places:
+        other = Images()
+        other.load(tmp_path / f"{epoch}-{step}")
+        draw()
+        same(tiny.ending(run_to_end(other)), tiny.ending(run))
+        assert len(other.indices) == 9 - (0, 4, 7, 9)[epoch] - step
+
+
+def test_means_weigh_the_steps():
+    run = Images()
+    stop_after(run, 3)
+    assert run.means()["train_loss"] == (4 * 4 + 4 * 4 + 5 * 5) / 13  # every image alike, so far
+    run_to_end(run)
+    losses = [report.train_loss for report in run.history]
+    assert losses == [(16 + 16 + 25 + 25) / 18, (36 + 36 + 49) / 19, 7.0]
+    assert all(math.isnan(value) for value in Images().means().values())
+
+
+def test_means_weigh_all_steps_alike_by_default():
+    run = run_to_end(Line(epochs=1, losses={0: 1.0, 1: 2.0, 2: 4.0, 3: 8.0}))
+    assert run.history[0].train_loss == 3.75
+
+
+def test_divergence_names_the_most_steps_of_an_epoch_of_any_length():
+    with pytest.raises(TrainingDiverged, match=r"train loss became nan at epoch 2, step 2 of at most 5\."):
+        run_to_end(Images(losses={6: math.nan}))
+
+
+def test_the_bar_of_epochs_of_any_length_ends_where_the_run_does(tmp_path, capsys):
+    drive(Images())
+    shown = capsys.readouterr().err
+    assert "0/15 " in shown and " 9/9 " in shown.split("\r")[-1]
+    run = Images()
+    stop_after(run, 5)
+    run.save(tmp_path / "checkpoint.pt")
+    drive(Images(), checkpoint=tmp_path / "checkpoint.pt", resume=True)
+    shown = capsys.readouterr().err
+    assert " 6/15 " in shown and " 10/10 " in shown.split("\r")[-1]  # the first epoch counts as five, as far as known
 
 
 # --- disturbed --------------------------------------------------------------------------------------------------------
