@@ -30,8 +30,7 @@ class BatchGrowth:
     time, and takes all memory to grow with the batch; here a part of it is fixed, and there is no such limit.
 
     Raises:
-        InvalidInput: a number is not positive, not whole where images, steps or bytes are counted, the maximum is below
-            the minimum or the threshold above 1.
+        InvalidInput: a number is not positive, the maximum is below the minimum or the threshold above 1.
     """
 
     minimum: int
@@ -48,11 +47,9 @@ class BatchGrowth:
     """Steps from one attempt to the next."""
 
     def __post_init__(self) -> None:
-        for name in ("minimum", "multiple", "maximum", "budget", "every"):
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise InvalidInput(f"{name} must be a whole number, got {value!r}.")
-            require_positive(**{name: value})
+        require_positive(
+            minimum=self.minimum, multiple=self.multiple, maximum=self.maximum, budget=self.budget, every=self.every
+        )
         if self.maximum < self.minimum:
             raise InvalidInput(f"maximum must be at least minimum, {self.minimum}, got {self.maximum}.")
         if not 0 < self.threshold <= 1:
