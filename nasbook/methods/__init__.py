@@ -16,6 +16,7 @@ from nasbook.methods import (
     milenas,
     net2net,
     pc_darts,
+    pr_darts,
     random_search,
     splitting_descent,
     stretchable,
@@ -30,6 +31,7 @@ METHODS: dict[str, ModuleType] = {
     "pc-darts": pc_darts,
     "entrannas": entrannas,
     "entrannas-dst": entrannas_dst,
+    "pr-darts": pr_darts,
     "random-search": random_search,
 }
 """The modules of all methods by the names that the command line takes."""
@@ -73,6 +75,7 @@ __all__ = [
     "milenas",
     "net2net",
     "pc_darts",
+    "pr_darts",
     "random_search",
     "splitting_descent",
     "stretchable",

@@ -1,7 +1,8 @@
-"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 to 3)."""
+"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 to 3 and 5)."""
 
 from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
+from nasbook.supernets.inheritance import corresponding_cells, inherit
 from nasbook.supernets.partial import (
     PARTIAL_ENGINES,
     EdgeNormalizedRelaxation,
@@ -10,6 +11,13 @@ from nasbook.supernets.partial import (
     PartialMixedOperation,
     PartialNetwork,
     require_partition,
+)
+from nasbook.supernets.pools import (
+    MORPHISM_CHOICES,
+    Life,
+    Pool,
+    morphism_likelihoods,
+    possible_children,
 )
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
 from nasbook.supernets.search_network import (
@@ -33,6 +41,7 @@ from nasbook.supernets.topology import (
 __all__ = [
     "ENGINES",
     "ENGINE_CELLS",
+    "MORPHISM_CHOICES",
     "PARTIAL_ENGINES",
     "AnnealedSoftmax",
     "AnyOutputEdges",
@@ -42,11 +51,13 @@ __all__ = [
     "FusedCell",
     "FusedPartialCell",
     "InputEdges",
+    "Life",
     "MixedOperation",
     "OutputEdges",
     "PartialCell",
     "PartialMixedOperation",
     "PartialNetwork",
+    "Pool",
     "Relaxation",
     "SearchCell",
     "SearchNetwork",
@@ -56,8 +67,12 @@ __all__ = [
     "StrongestOutputs",
     "TopologyRelaxation",
     "connected_cell",
+    "corresponding_cells",
     "engine_positions",
+    "inherit",
+    "morphism_likelihoods",
     "output_edge_space",
+    "possible_children",
     "require_partition",
     "strongest_connections",
     "strongest_edges",

@@ -353,6 +353,7 @@ BUILDS_ON: dict[str, set[str]] = {
     "pc_darts": {"darts"},
     "entrannas": {"darts"},
     "entrannas_dst": {"entrannas"},
+    "pr_darts": {"darts"},
     "firefly": set(),
     "splitting_descent": set(),
     "net2net": set(),
