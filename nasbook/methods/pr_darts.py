@@ -28,7 +28,7 @@ What the paper leaves open, and what we do:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +42,7 @@ from nasbook.genotypes import ZERO, Space
 from nasbook.methods import darts
 from nasbook.methods.search import SearchReport
 from nasbook.networks import CELL_OUTPUTS, CellOutput
-from nasbook.operations import CONSTRAINTS, Configuration, Constraints, get_operation
+from nasbook.operations import CONSTRAINTS, Configuration, Constraints, get_operation, is_morphable
 from nasbook.seeding import fold_seed, generator
 from nasbook.supernets import (
     MORPHISM_CHOICES,
@@ -70,7 +70,8 @@ Pools = dict[str, tuple[Pool, ...]]
 class Config(darts.Config):
     """How PR-DARTS searches. Defaults are the paper's (§4.1, Table 1) or, where it is silent, its code's."""
 
-    epochs: int = field(init=False)
+    # No field any more: what parses or copies a configuration could give it another number.
+    epochs: ClassVar[Any] = property(lambda self: sum(self.cycle_epochs))  # type: ignore[misc]
     """Passes over the training share in all: the sum of ``cycle_epochs``."""
     cycle_epochs: tuple[int, ...] = (15, 15, 10, 10, 10, 10, 10, 10, 10)
     """Passes of every cycle."""
@@ -106,7 +107,8 @@ class Config(darts.Config):
     throughout."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "epochs", sum(self.cycle_epochs))
+        if not self.cycle_epochs:
+            raise InvalidInput("cycle_epochs must have one cycle at least.")
         super().__post_init__()
         cycles = len(self.cycle_epochs)
         for name in ("grace_epochs", "morphisms", "candidates", *(["cycle_cells"] if self.cycle_cells else [])):
@@ -126,12 +128,19 @@ class Config(darts.Config):
                     f"After cycle {cycle} there are to be {left} candidates, {children} of them new; "
                     f"one parent at least has to stay."
                 )
+        for cycle in range(1, cycles):
+            self.require_parents(cycle + 1, self.candidates[cycle - 1])
         if self.candidates[-1] != 1 or self.morphisms[-1]:
             raise InvalidInput(
                 f"After the last cycle one candidate is left on every edge, and none is new; got candidates="
                 f"{self.candidates[-1]}, morphisms={self.morphisms[-1]} there."
             )
         require_positive(batch_multiple=self.batch_multiple, cycle_cells=min(self.cycle_cells, default=1))
+        if self.cycle_cells and self.recompute_cells > min(self.cycle_cells):
+            raise InvalidInput(
+                f"recompute_cells={self.recompute_cells} must be at most the cells of every cycle, got cycle_cells="
+                f"{self.cycle_cells}."
+            )
         if self.memory_budget is not None:
             require_positive(memory_budget=self.memory_budget)
             if self.largest_batch < self.batch_size:
@@ -142,6 +151,19 @@ class Config(darts.Config):
             raise unknown_name("cell output", self.cell_output, CELL_OUTPUTS)
         if self.morphism_choice not in MORPHISM_CHOICES:
             raise unknown_name("choice of morphisms", self.morphism_choice, MORPHISM_CHOICES)
+
+    def require_parents(self, cycle: int, before: int) -> None:
+        """Checks that as many candidates as a cycle (from 1) is to end with are there: those before, and children.
+
+        Raises:
+            InvalidInput: they are fewer.
+        """
+        children, left = self.morphisms[cycle - 1], self.candidates[cycle - 1]
+        if before + children < left:
+            raise InvalidInput(
+                f"After cycle {cycle} there are to be {left} candidates, {children} of them new; "
+                f"but it has only {before}. More morphisms, or fewer candidates."
+            )
 
 
 @dataclass(frozen=True)
@@ -179,8 +201,8 @@ class Search(darts.Search):
     The space's operations are the candidates that every edge begins with.
 
     Raises:
-        InvalidInput: the zero operation or no convolution among them, or several processes that can't share the
-            batches.
+        InvalidInput: the zero operation or no convolution among them, none that has children, fewer than the first
+            cycle is to end with, or several processes that can't share the batches.
     """
 
     method: ClassVar[str] = "pr-darts"
@@ -193,6 +215,11 @@ class Search(darts.Search):
             raise InvalidInput(f"PR-DARTS has no zero operation (§4.1): leave {ZERO!r} out of the candidates.")
         if not any(get_operation(name).kind == "convolution" for name in space.operations):
             raise InvalidInput("Every pool keeps a convolution (§3.2.2): give one among the candidates.")
+        if any(config.morphisms) and not any(is_morphable(name) for name in space.operations):
+            raise InvalidInput(
+                f"Children are morphed from convolutions like {Configuration(3).name!r}: give one among the candidates."
+            )
+        config.require_parents(1, len(space.operations))
         if config.memory_budget is not None and config.batch_multiple % processes.count():
             raise InvalidInput(f"batch_multiple must be a multiple of the {processes.count()} processes.")
         self.cycle = 0  # the current one, from 0; before the network is built
@@ -200,6 +227,7 @@ class Search(darts.Search):
         super().__init__(config, data, space, seed)
         self.walks = tuple(Walk(loader) for loader in self.loaders)
         self.batch_size = config.batch_size
+        self.cycle_step = 0  # finished steps of the current cycle
         self.memory = 0
         self._meter = memory_meter(self.device)
         self._growth = None
@@ -250,6 +278,7 @@ class Search(darts.Search):
         draws = generator(fold_seed(self.seed, "inherited", self.cycle))
         inherit(self.network, earlier, self.pools, draws)
         self.batch_size = self.config.batch_size
+        self.cycle_step = 0
 
     def _rebuild(self) -> None:
         """A new supernet for the pools as they are, with new optimisers; α is zero."""
@@ -334,7 +363,8 @@ class Search(darts.Search):
         else:
             result = self.update.step(train, validation_walk.take(size))
             loss, outputs, architecture_loss = result.train_loss, result.train_outputs, result.validation_loss
-        if self._growth is not None and self._growth.due(self.step + 1):
+        self.cycle_step += 1
+        if self._growth is not None and self._growth.due(self.cycle_step):
             fixed, self.memory = self._meter.measure(self.update, train)
             self.batch_size = self._growth.grown(size, fixed, self.memory)
         return loss, accuracy(outputs, train[1]), architecture_loss, torch.full_like(loss, size)
@@ -359,6 +389,7 @@ class Search(darts.Search):
             "pools": {kind: [[asdict(life) for life in p.lives] for p in ps] for kind, ps in self.pools.items()},
             "walks": [list(walk.position) for walk in self.walks],
             "batch_size": self.batch_size,
+            "cycle_step": self.cycle_step,
             "memory": self.memory,
         }
 
@@ -372,4 +403,4 @@ class Search(darts.Search):
         super().load_state_dict(state)
         for walk, (number, start) in zip(self.walks, state["walks"], strict=True):
             walk.position = (number, start)
-        self.batch_size, self.memory = state["batch_size"], state["memory"]
+        self.batch_size, self.cycle_step, self.memory = state["batch_size"], state["cycle_step"], state["memory"]

@@ -22,7 +22,8 @@ def inherit(
 
     A candidate that stays keeps its weights and the statistics of its batch norms; a child gets those of its parent,
     morphed. Architecture parameters stay as they are. With more cells than before, a new cell is a copy of the last one
-    before it that stood in an equal place; where there is none, it keeps its fresh weights.
+    before it that stood in an equal place; where there is none, it keeps its fresh weights, and so does a classifier of
+    another width.
 
     Args:
         network: the new supernet; changed in place.
@@ -31,7 +32,8 @@ def inherit(
         generator: draws the weights into new neurons, on the CPU.
     """
     _take_over(network.stem, earlier.stem)
-    _take_over(network.classifier, earlier.classifier)
+    if network.classifier.weight.shape == earlier.classifier.weight.shape:  # not where one has a single cell
+        _take_over(network.classifier, earlier.classifier)
     sources = corresponding_cells(network.placements, earlier.placements)
     for cell, placement, source in zip(network.cells, network.placements, sources, strict=True):
         if source is None:

@@ -73,7 +73,7 @@ class Pool:
             raise InvalidInput(f"Expected a weight for each of {', '.join(self.operations)}; got {', '.join(weights)}.")
         return Pool(
             tuple(
-                life if life.died else replace(life, weights=(*life.weights, weights[life.operation]))
+                life if life.died is not None else replace(life, weights=(*life.weights, weights[life.operation]))
                 for life in self.lives
             )
         )
