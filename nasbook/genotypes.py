@@ -33,6 +33,7 @@ __all__ = [
     "DARTS_V1",
     "DARTS_V2",
     "PC_DARTS_CIFAR",
+    "PR_DARTS_DL1",
     "PUBLISHED",
     "ZERO",
     "CellGenotype",
@@ -533,5 +534,25 @@ Genotype(
 """)
 """The CIFAR-10 cells of PC-DARTS (Xu et al. 2020)."""
 
-PUBLISHED = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "PC_DARTS_CIFAR": PC_DARTS_CIFAR}
+PR_DARTS_DL1 = parse_darts("""
+Genotype(
+    normal=[('sep_conv(kernel=5, dilation=1, expansions=1)', 0), ('sep_conv(kernel=3, dilation=1, expansions=1)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 1), ('skip_connect', 2),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 1), ('skip_connect', 2),
+            ('skip_connect', 0), ('skip_connect', 2)],
+    normal_concat=range(2, 6),
+    reduce=[('sep_conv(kernel=3, dilation=1, expansions=1)', 0), ('skip_connect', 1),
+            ('max_pool_3x3', 0), ('sep_conv(kernel=5, dilation=1, expansions=1)', 2),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 0), ('sep_conv(kernel=3, dilation=1, expansions=1)', 1),
+            ('max_pool_3x3', 1), ('sep_conv(kernel=3, dilation=1, expansions=1)', 4)],
+    reduce_concat=range(2, 6))
+""")
+"""The first DARTS-like cells of PR-DARTS (Laube & Zell 2019, Fig. 3a)."""
+
+PUBLISHED = {
+    "DARTS_V1": DARTS_V1,
+    "DARTS_V2": DARTS_V2,
+    "PC_DARTS_CIFAR": PC_DARTS_CIFAR,
+    "PR_DARTS_DL1": PR_DARTS_DL1,
+}
 """Published genotypes by name, as the command line takes them."""

@@ -11,10 +11,11 @@ import torch
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
-from nasbook.experiments.scale import Scale, entrannas_scale, stretchable_scale
+from nasbook.experiments.scale import Scale, entrannas_scale, pool_scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
-from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, random_search, stretchable
+from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, pr_darts, random_search, stretchable
 from nasbook.networks import DerivedNetwork, channels_for
+from nasbook.operations import CONSTRAINTS
 from nasbook.seeding import fold_seed
 from nasbook.training import Fit, FitConfig
 
@@ -69,6 +70,38 @@ def entrannas_dst_config(scale: Scale) -> entrannas_dst.Config:
     return entrannas_dst.Config(**_annealed_settings(scale))
 
 
+def pr_darts_config(scale: Scale, constraints: str = "DL", *, follow_memory: bool = False) -> pr_darts.Config:
+    """PR-DARTS at a scale, with Chapter 5's numbers.
+
+    Args:
+        scale: any; Chapter 5's numbers are looked up.
+        constraints: a row of Table 2.
+        follow_memory: whether the batch grows within the scale's memory; else it is the scale's for searches, so that
+            results depend on no device. At ``paper`` it always grows, as in the paper.
+    """
+    own = pool_scale(scale)
+    settings = _search_settings(own)
+    del settings["epochs"]
+    settings.update(
+        order="first-order",
+        architecture_learning_rate=own.pool_learning_rate,
+        cycle_epochs=own.cycle_epochs,
+        grace_epochs=own.grace_epochs,
+        constraints=CONSTRAINTS[constraints],
+        memory_budget=None,
+    )
+    if follow_memory or own.name == "paper":
+        settings.update(
+            batch_size=own.smallest_batch, largest_batch=own.largest_batch, memory_budget=own.memory_mib / 1024
+        )
+    return pr_darts.Config(**settings)
+
+
+def pr_darts_space(scale: Scale) -> Space:
+    """What PR-DARTS begins with at a scale: the paper's four candidates, the scale's nodes."""
+    return replace(pr_darts.INITIAL_SPACE, nodes=scale.nodes)
+
+
 def _annealed_settings(scale: Scale) -> dict[str, Any]:
     scale = entrannas_scale(scale)
     paper = entrannas.Config()
@@ -112,6 +145,7 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "pc-darts": pc_darts_config,
     "entrannas": entrannas_config,
     "entrannas-dst": entrannas_dst_config,
+    "pr-darts": pr_darts_config,
     "random-search": random_search_config,
 }
 """How each method searches at a scale, by the method's name."""
@@ -121,6 +155,7 @@ SEARCH_SPACES: dict[str, Callable[[Scale], Space]] = {
     "stretchable": lambda scale: stretchable_scale(scale).stretchable_space,
     "entrannas": lambda scale: Space(scale.space.choices, scale.nodes),
     "entrannas-dst": lambda scale: Space(scale.space.choices, scale.nodes),
+    "pr-darts": pr_darts_space,
 }
 """The spaces of methods that search another one than the scale's."""
 

@@ -423,6 +423,91 @@ def growth_scale(scale: Scale) -> GrowthScale:
     return own_scale(scale, GrowthScale, GROWTH_SCALES, "Chapter 4")
 
 
+@dataclass(frozen=True)
+class PoolScale(Scale):
+    """The numbers of Chapter 5, whose searches prune and replace candidates."""
+
+    cycle_epochs: tuple[int, ...]
+    """Passes of every cycle of PR-DARTS; DARTS searches as many in all."""
+    grace_epochs: tuple[int, ...]
+    """The first of them, in which α is frozen; about a third, as in Table 1."""
+    pool_learning_rate: float
+    """Of Adam on α in PR-DARTS. Rate × steps over all cycles is about 16, as in the paper (6e-4 × 69 epochs without
+    grace × 390 steps of 64 images)."""
+    smallest_batch: int
+    """b_min, where the batch follows the memory; elsewhere it is ``search_batch``."""
+    largest_batch: int
+    """b_max."""
+    memory_mib: float
+    """MiB that a step may then take."""
+    deep_cells: int
+    """Cells of the retrained network: 2.5 times those of the search, as in the paper, rounded up."""
+    cycle_cells: tuple[int, ...]
+    """Cells in every cycle of the search that deepens."""
+
+
+_POOL_NUMBERS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "cycle_epochs": (3, 3, 2, 2, 2, 2, 2, 2, 2),
+        "grace_epochs": (1,) * 9,
+        "pool_learning_rate": 0.13,
+        "smallest_batch": 16,
+        "largest_batch": 64,
+        "memory_mib": 24.0,
+        "deep_cells": 8,
+        "cycle_cells": (3, 3, 3, 3, 3, 4, 5, 6, 8),
+    },
+    "laptop": {
+        "cycle_epochs": (3, 3, 2, 2, 2, 2, 2, 2, 2),
+        "grace_epochs": (1,) * 9,
+        "pool_learning_rate": 0.1,
+        "smallest_batch": 16,
+        "largest_batch": 64,
+        "memory_mib": 1000.0,
+        "deep_cells": 13,
+        "cycle_cells": (5, 5, 5, 5, 5, 6, 8, 10, 13),
+    },
+    "gpu": {
+        "cycle_epochs": (5, 5, 3, 3, 3, 3, 3, 3, 3),
+        "grace_epochs": (2, 2, 1, 1, 1, 1, 1, 1, 1),
+        "pool_learning_rate": 8e-3,
+        "smallest_batch": 24,
+        "largest_batch": 128,
+        "memory_mib": 11 * 1024.0,
+        "deep_cells": 20,
+        "cycle_cells": (8, 8, 8, 8, 8, 10, 13, 16, 20),
+        "cells": 20,
+        "drop_path": 0.3,
+    },
+    "paper": {
+        "cycle_epochs": (15, 15, 10, 10, 10, 10, 10, 10, 10),
+        "grace_epochs": (5, 5, 3, 3, 3, 3, 3, 3, 3),
+        "pool_learning_rate": 6e-4,
+        "smallest_batch": 24,
+        "largest_batch": 128,
+        "memory_mib": 11 * 1024.0,
+        "deep_cells": 20,
+        "cycle_cells": (8, 8, 8, 8, 8, 10, 13, 16, 20),
+        "order": "first-order",
+        "drop_path": 0.3,
+    },
+}
+
+POOL_SCALES: dict[str, PoolScale] = {
+    name: PoolScale(**{**vars(SCALES[name]), **numbers}) for name, numbers in _POOL_NUMBERS.items()
+}
+"""The scales of Chapter 5 by name."""
+
+
+def pool_scale(scale: Scale) -> PoolScale:
+    """The numbers of Chapter 5 at a scale.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
+    return own_scale(scale, PoolScale, POOL_SCALES, "Chapter 5")
+
+
 def own_scale(
     scale: Scale, kind: type[ChapterScale], known: dict[str, ChapterScale], owner: str
 ) -> ChapterScale:
