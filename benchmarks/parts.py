@@ -53,7 +53,7 @@ from nasbook.supernets.folded_norm import (
     unfold_gradients,
     update_running_statistics,
 )
-from nasbook.supernets.fused import _Departure
+from nasbook.supernets.fused import _NodeDeparture
 
 EDGES = 4
 EPSILON, MOMENTUM = 1e-5, 0.1
@@ -302,7 +302,7 @@ def engine_part(node: Node, part: str, trick: str, operations: tuple[str, ...]) 
     """The engines themselves, restricted to some operations."""
     cell = FusedCell(Space(operations, EDGES), CellPlacement("normal", node.channels, (1, 1), False, False))
     cell.to(node.device)
-    departure = _Departure(cell, (0,))
+    departure = _NodeDeparture(cell, (0,))
     coefficients = torch.softmax(torch.randn(len(cell.edges), len(operations), device=node.device), dim=-1)
     rows = [row for row, (source, _) in enumerate(cell.space.edges) if source == 0]
     used = [parameter for row in rows for parameter in cell.edges[row].parameters()]
@@ -315,7 +315,7 @@ def engine_part(node: Node, part: str, trick: str, operations: tuple[str, ...]) 
         received = departure([x], coefficients, True, EPSILON, statistics)
         if statistics:
             update_running_statistics(statistics, MOMENTUM)
-        return received
+        return [part for _, part in received]
 
     yield contestant(part, trick, "readable", readable, [node.x], [coefficients, *used])
     yield contestant(part, trick, "fused", fused, [in_fast_layout(node.x)], [coefficients, *used])

@@ -12,6 +12,7 @@ from nasbook.supernets.partial import (
     PartialNetwork,
     require_partition,
 )
+from nasbook.supernets.ragged import FusedRaggedCell
 from nasbook.supernets.pools import (
     MORPHISM_CHOICES,
     Life,
@@ -50,6 +51,7 @@ __all__ = [
     "EngineName",
     "FusedCell",
     "FusedPartialCell",
+    "FusedRaggedCell",
     "InputEdges",
     "Life",
     "MixedOperation",

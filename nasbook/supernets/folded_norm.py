@@ -168,10 +168,11 @@ def update_running_statistics(statistics: Sequence[Statistics], momentum: float)
     """What every batch norm does after a training pass: running averages, the variance's unbiased, and the count."""
     # As attributes, three a norm, they would take longer to find than to update.
     buffers = [norm._buffers for entry in statistics for norm in entry.norms]
-    means = torch.cat([entry.mean for entry in statistics])
-    unbiased = torch.cat([entry.variance * (entry.count / (entry.count - 1)) for entry in statistics])
-    torch._foreach_lerp_([_given(buffer["running_mean"]) for buffer in buffers], means.unbind(), momentum)
-    torch._foreach_lerp_([_given(buffer["running_var"]) for buffer in buffers], unbiased.unbind(), momentum)
+    means = [row for entry in statistics for row in entry.mean.unbind()]
+    factors = [entry.count / (entry.count - 1) for entry in statistics]
+    unbiased = [row for entry, f in zip(statistics, factors, strict=True) for row in (entry.variance * f).unbind()]
+    torch._foreach_lerp_([_given(buffer["running_mean"]) for buffer in buffers], means, momentum)
+    torch._foreach_lerp_([_given(buffer["running_var"]) for buffer in buffers], unbiased, momentum)
     torch._foreach_add_([_given(buffer["num_batches_tracked"]) for buffer in buffers], 1)
 
 

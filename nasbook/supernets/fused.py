@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,10 +56,14 @@ class FusedCell(SearchCell):
         self._built_from = list(self.edges.modules())
         self._unchanged: bool | None = None  # not known yet
         # Plain objects that hold modules, which are registered by `edges` already.
-        alone = [_Departure(self, (source,)) for source in range(space.inputs + space.nodes - 1)]
+        alone = [self.departure((source,)) for source in range(space.inputs + space.nodes - 1)]
         self._alone = alone
         alike = len({space.targets(source) for source in range(space.inputs)}) == 1
-        self._together = [_Departure(self, tuple(range(space.inputs))), *alone[space.inputs :]] if alike else alone
+        self._together = [self.departure(tuple(range(space.inputs))), *alone[space.inputs :]] if alike else alone
+
+    def departure(self, sources: tuple[int, ...]) -> Departure:
+        """What computes all that leaves these nodes. Cells with other candidates override it."""
+        return _NodeDeparture(self, sources)
 
     def run_all(self, older: Tensor, newer: Tensor, coefficients: Tensor) -> Tensor:
         modes = {(norm.training, norm.track_running_stats, norm.eps, norm.momentum) for norm in self._norms}
@@ -78,8 +83,7 @@ class FusedCell(SearchCell):
         for departure in self._together if width <= TOGETHER else self._alone:
             if departure.sources[0] >= inputs:
                 self.form(nodes, entering, arriving[len(nodes) - inputs])
-            received = departure(entering, coefficients, training, epsilon, statistics)
-            for target, part in zip(departure.targets, received, strict=False):
+            for target, part in departure(entering, coefficients, training, epsilon, statistics):
                 arriving[target - inputs].append(part)
         self.form(nodes, entering, arriving[-1])
         if training and tracking and statistics:
@@ -99,7 +103,33 @@ class FusedCell(SearchCell):
         return total
 
 
-class _Departure:
+class Departure(ABC):
+    """All that leaves some nodes of a cell."""
+
+    sources: tuple[int, ...]
+    """The nodes."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        states: Sequence[Tensor],
+        coefficients: Tensor,
+        training: bool,
+        epsilon: float,
+        statistics: list[Statistics],
+    ) -> Iterable[tuple[int, Tensor]]:
+        """Targets and what they receive; notes what the batch norms saw.
+
+        Args:
+            states: of all nodes so far.
+            coefficients: (edges, operations).
+            training: the mode of the batch norms.
+            epsilon: theirs.
+            statistics: gets an entry for each set of norms, in training.
+        """
+
+
+class _NodeDeparture(Departure):
     """All that leaves one node, or both inputs together if they have the same targets; ordered target by target."""
 
     def __init__(self, cell: FusedCell, sources: tuple[int, ...]) -> None:
@@ -145,8 +175,7 @@ class _Departure:
         training: bool,
         epsilon: float,
         statistics: list[Statistics],
-    ) -> Sequence[Tensor]:
-        """What each target receives, nothing if only zero operations leave; notes what the batch norms saw."""
+    ) -> Iterable[tuple[int, Tensor]]:
         if not self.targets:
             return ()
         x = states[self.sources[0]]
@@ -168,18 +197,46 @@ class _Departure:
             )
             parts.append(leave_node(candidates, x, weights))
         if self.reduction is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                parts.append(self._reduce(x, weights, training, epsilon, statistics))
+            column, modules = self.reduction
+            parts.append(leave_reduced(modules, len(self.sources), x, weights[:, column], training, epsilon, statistics))
         parts += [self._run(modules, x, weights[:, column]) for column, modules in self.others]
-        return functools.reduce(torch.add, parts).chunk(len(self.targets), dim=1) if parts else ()
+        if not parts:  # only zero operations leave
+            return ()
+        received = functools.reduce(torch.add, parts).chunk(len(self.targets), dim=1)
+        return zip(self.targets, received, strict=False)
 
-    def _reduce(
-        self, x: Tensor, weights: Tensor, training: bool, epsilon: float, statistics: list[Statistics]
-    ) -> Tensor:
-        """The skip connections of stride 2: one map of all pixels that either of their convolutions reads."""
-        assert self.reduction is not None
-        column, modules = self.reduction
-        sources = len(self.sources)
+    def _run(self, modules: tuple[nn.Module, ...], x: Tensor, weights: Tensor) -> Tensor:
+        """Operations without a rule of their own, one by one."""
+        images = x.chunk(len(self.sources), dim=1)
+        weighted = [weights[place] * module(images[place % len(images)]) for place, module in enumerate(modules)]
+        targets = [weighted[start : start + len(images)] for start in range(0, len(weighted), len(images))]
+        return torch.cat([functools.reduce(torch.add, parts) for parts in targets], dim=1)
+
+
+def leave_reduced(
+    modules: Sequence[Any],
+    sources: int,
+    x: Tensor,
+    weights: Tensor,
+    training: bool,
+    epsilon: float,
+    statistics: list[Statistics],
+) -> Tensor:
+    """The skip connections of stride 2: one map of all pixels that either of their convolutions reads.
+
+    Args:
+        modules: factorised reductions, ordered target by target, within them source by source.
+        sources: how many nodes leave.
+        x: (batch, sources·C, height, width), their states side by side.
+        weights: a coefficient for every module.
+        training: the mode of the batch norms.
+        epsilon: theirs.
+        statistics: gets what they saw, in training.
+
+    Returns:
+        (batch, targets·C, half height, half width).
+    """
+    with torch.autocast(x.device.type, enabled=False):
         h = F.relu(x.to(weights.dtype))
         shifted = F.pad(h[:, :, 1:, 1:], (0, h.shape[3] % 2, 0, h.shape[2] % 2))
         both = zip(h[:, :, ::2, ::2].chunk(sources, 1), shifted[:, :, ::2, ::2].chunk(sources, 1), strict=True)
@@ -193,13 +250,6 @@ class _Departure:
         maps = maps.view(sources, -1, 2 * channels)  # each source to all targets
         norms = [module.norm for module in ordered]
         norm = fold_norms(maps, [pixels], sources, norms, epsilon, training, statistics)
-        scale = weights[:, column].view(-1, sources).t().repeat_interleave(channels, dim=1)
+        scale = weights.view(-1, sources).t().repeat_interleave(channels, dim=1)
         maps = (norm.maps * scale[:, :, None]).transpose(0, 1).reshape(1, -1, 2 * channels * sources)
         return grouped_map(pixels, maps, (norm.bias * scale).sum(0))
-
-    def _run(self, modules: tuple[nn.Module, ...], x: Tensor, weights: Tensor) -> Tensor:
-        """Operations without a rule of their own, one by one."""
-        images = x.chunk(len(self.sources), dim=1)
-        weighted = [weights[place] * module(images[place % len(images)]) for place, module in enumerate(modules)]
-        targets = [weighted[start : start + len(images)] for start in range(0, len(weighted), len(images))]
-        return torch.cat([functools.reduce(torch.add, parts) for parts in targets], dim=1)

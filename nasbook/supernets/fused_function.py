@@ -24,7 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbook.operations.depthwise import depthwise, depthwise_products, strided_products, turned
+from nasbook.operations.depthwise import (
+    depthwise,
+    depthwise_products,
+    strided_input_gradient,
+    strided_products,
+    turned,
+)
 from nasbook.operations.pointwise import (
     channel_sums,
     grouped_map,
@@ -463,7 +469,7 @@ def _leave_depthwise_backward(
         size = kernel.shape[-1]
         if candidates.stride == 2 and not candidates.leaves_dilated(convolution):
             for_kernel = strided_products(sources.wide, gradient, size) if needs.weights else None
-            for_input = _strided_input_gradient(sources.wide, kernel, gradient) if needs.x else None
+            for_input = strided_input_gradient(sources.wide, kernel, gradient) if needs.x else None
         else:
             dilation = 1 if candidates.stride == 2 else convolution.dilation
             read = sources.every_other if candidates.stride == 2 else sources.wide
@@ -499,12 +505,6 @@ class _DepthwiseSources:
     def every_other(self) -> Tensor:
         """Every other row and column: all that a convolution of dilation 2 and stride 2 reads, then undilated."""
         return repeat_channels(in_layout_of(self.h, self.h[:, :, ::2, ::2]), self.targets)
-
-
-def _strided_input_gradient(x: Tensor, kernel: Tensor, gradient: Tensor) -> Tensor:
-    half = kernel.shape[-1] // 2
-    odd = [(size + 1) % 2 for size in x.shape[2:]]  # what a transposed convolution can't know: even sizes lose a pixel
-    return F.conv_transpose2d(gradient, kernel, None, 2, half, odd, kernel.shape[0])
 
 
 def _relu_gradient(gradient: Tensor, activation: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from nasbook.operations.batch_norms import Repeated, batch_norms
 from nasbook.operations.pointwise import in_fast_layout
 from nasbook.supernets.cells import SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
+from nasbook.supernets.ragged import FusedRaggedCell
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
 
 EngineName = Literal["fused", "readable"]
@@ -33,7 +34,7 @@ EngineName = Literal["fused", "readable"]
 ENGINES: dict[str, type[SearchCell]] = {"fused": FusedCell, "readable": SearchCell}
 """How a cell is computed; both forms have the same parameters, state and values."""
 
-RAGGED_ENGINES: dict[str, type[SearchCell]] = {"fused": SearchCell, "readable": SearchCell}
+RAGGED_ENGINES: dict[str, type[SearchCell]] = {"fused": FusedRaggedCell, "readable": SearchCell}
 """The same for cells whose edges have candidates of their own."""
 
 EngineCells = Literal["all", "half", "last", "first"]
