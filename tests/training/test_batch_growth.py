@@ -111,6 +111,10 @@ def test_a_maximum_between_two_sizes():
     assert BatchGrowth(24, 8, 60, 10_000).grown(24, 0, 24) == 56
 
 
+def test_the_last_byte_counts():
+    assert BatchGrowth(1, 1, 100, 61, threshold=1.0).grown(7, 0, 7) == 61  # 61 / 7 * 7 is less in floating point
+
+
 def test_equal_limits_fix_the_batch():
     assert BatchGrowth(64, 8, 64, 10**9).grown(64, 0, 1) == 64
 
