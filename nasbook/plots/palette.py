@@ -141,15 +141,41 @@ _KNOWN = {
 }
 
 
+_BY_KERNEL = tuple(OKABE_ITO[name] for name in ("reddish purple", "blue", "sky blue", "bluish green"))
+_BY_DEPTH = ("o", "s", "D", "P", "X", "*")
+_CONFIGURATION = re.compile(r"sep_conv\(kernel=(\d+), dilation=(\d+), expansions=(none|\d+(?:-\d+)*)\)")
+
+
+def _configuration(name: str) -> tuple[int, int, tuple[str, ...]] | None:
+    """Kernel, dilation and expansions of a morphable convolution's name.
+
+    Read here once more, as :mod:`nasbook.operations` needs torch, and drawings don't.
+    """
+    match = _CONFIGURATION.fullmatch(name)
+    if match is None:
+        return None
+    expansions = () if match[3] == "none" else tuple(match[3].split("-"))
+    return int(match[1]), int(match[2]), expansions
+
+
+def _configuration_style(kernel: int, dilation: int, expansions: Sequence[str]) -> OperationStyle:
+    dashes = (_DOT, _DASHDOT) if dilation > 1 else (_SOLID, _DASH)
+    marker = _BY_DEPTH[min(len(expansions), len(_BY_DEPTH) - 1)]
+    return OperationStyle(_BY_KERNEL[kernel // 2 % len(_BY_KERNEL)], dashes[bool(expansions)], marker)
+
+
 def operation_styles(names: Iterable[str]) -> dict[str, OperationStyle]:
     """A style for every name; no two share both colour and line style, up to 28 names.
 
-    The eight candidates of DARTS always look the same. Other names take what is left, in their order, so
-    give the names of a whole space where two figures are to agree.
+    The eight candidates of DARTS always look the same. So do morphable convolutions, and there families look alike:
+    their colour says the kernel size, the line style whether there are a dilation and expansions, the marker how many
+    expansions. Other names take what is left, in their order, so give the names of a whole space where two figures
+    are to agree.
     """
     names = list(dict.fromkeys(names))
     styles = {name: _KNOWN[name] for name in names if name in _KNOWN}
-    unknown = [name for name in names if name not in _KNOWN]
+    styles |= {name: _configuration_style(*found) for name in names if (found := _configuration(name))}
+    unknown = [name for name in names if name not in styles]
     # Colours that no line has yet come first, then new line styles for the same colours.
     combinations = [(c, d) for d in (_SOLID, _DASH, _DASHDOT, _DOT) for c in LINE_COLOURS]
     colours = {style.colour for style in styles.values()}
@@ -173,9 +199,16 @@ _KERNEL = re.compile(rf"({'|'.join(_SHORT)})((?:_\d+x\d+)+)")
 
 
 def operation_label(name: str) -> str:
-    """A name for readers: ``sep_conv_3x3`` becomes "sep 3×3"; a name of another form stays as it is."""
+    """A name for readers: ``sep_conv_3x3`` becomes "sep 3×3"; a name of another form stays as it is.
+
+    A morphable convolution shows its expansions in brackets, and its dilation where it has one: "conv 5×5 [2,1]",
+    "conv 3×3 d2 []". With empty ones it is not taken for ``conv_3x3``, which is not separable.
+    """
     if name == "skip_connect":
         return "skip"
+    if found := _configuration(name):
+        kernel, dilation, expansions = found
+        return f"conv {kernel}×{kernel} {f'd{dilation} ' if dilation > 1 else ''}[{','.join(expansions)}]"
     match = _KERNEL.fullmatch(name)
     if match is None:
         return name

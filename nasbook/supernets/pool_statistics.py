@@ -23,8 +23,8 @@ def similarity(a: str, b: str) -> float:
 
     0 for candidates of different kinds: identity, pooling, convolution.
 
-    * Poolings have n = 1 parameter, max or average. The paper lists the kernel size too, but all of its poolings and ours
-      are 3×3, and a parameter that can't differ only makes the two more alike.
+    * Poolings have n = 1 parameter, max or average. The paper lists the kernel size too, but all poolings here are
+      3×3, as its own are, and a parameter that can't differ only makes the two more alike.
     * Convolutions have n = 3: kernel, dilation, expansions. Expansions can be partly equal (:func:`_equal_expansions`).
     * The identity has none.
 
@@ -102,7 +102,7 @@ def operation_mix(pools: Sequence[Sequence[str]]) -> dict[str, float]:
     Raises:
         InvalidInput: there is no candidate, or no such operation.
     """
-    kinds = [get_operation(name).kind for pool in pools for name in pool]
+    kinds: list[str] = [get_operation(name).kind for pool in pools for name in pool]
     if not kinds:
         raise InvalidInput("A cell has at least 1 candidate, got none.")
     names = ("pool", "identity", "convolution", *(["zero"] if "zero" in kinds else []))
