@@ -17,7 +17,10 @@ from torch import nn
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.operations.depthwise import DepthwiseConvolution
 
-_NAME = re.compile(r"sep_conv\(kernel=([1-9]\d*), dilation=([1-9]\d*), expansions=(none|[1-9]\d*(?:-[1-9]\d*)*)\)")
+_NUMBER = "[1-9][0-9]{0,6}"  # bounded, so that a damaged file can't hold a number that is too long to read
+_NAME = re.compile(
+    rf"sep_conv\(kernel=({_NUMBER}), dilation=({_NUMBER}), expansions=(none|{_NUMBER}(?:-{_NUMBER})*)\)"
+)
 
 LAYER = 4
 """Modules of one layer: ReLU, depthwise convolution, pointwise convolution, batch norm."""
@@ -72,7 +75,7 @@ class Configuration:
 
 
 def is_morphable(name: str) -> bool:
-    """Whether this is the name of a morphable convolution."""
+    """Whether this has the form of a morphable convolution's name; :meth:`Configuration.parse` refuses even kernels."""
     return _NAME.fullmatch(name) is not None
 
 

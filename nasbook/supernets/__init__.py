@@ -12,7 +12,13 @@ from nasbook.supernets.partial import (
     PartialNetwork,
     require_partition,
 )
-from nasbook.supernets.ragged import FusedRaggedCell
+from nasbook.supernets.pool_statistics import (
+    distinct_operations,
+    mean_similarity,
+    operation_mix,
+    pool_similarity,
+    similarity,
+)
 from nasbook.supernets.pools import (
     MORPHISM_CHOICES,
     Life,
@@ -20,6 +26,7 @@ from nasbook.supernets.pools import (
     morphism_likelihoods,
     possible_children,
 )
+from nasbook.supernets.ragged import FusedRaggedCell
 from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
 from nasbook.supernets.search_network import (
     ENGINE_CELLS,
@@ -70,12 +77,17 @@ __all__ = [
     "TopologyRelaxation",
     "connected_cell",
     "corresponding_cells",
+    "distinct_operations",
     "engine_positions",
     "inherit",
+    "mean_similarity",
     "morphism_likelihoods",
+    "operation_mix",
     "output_edge_space",
+    "pool_similarity",
     "possible_children",
     "require_partition",
+    "similarity",
     "strongest_connections",
     "strongest_edges",
 ]
