@@ -1,4 +1,4 @@
-"""The book's figures: cells, trajectories, curves, growing networks, animations, and one live control.
+"""The book's figures: cells, trajectories, curves, growing networks, changing pools, animations, and live controls.
 
 Every function returns a matplotlib figure (or an animation) and touches no global state;
 :func:`show` and :func:`show_animation` display it together with a description in words.
@@ -26,10 +26,19 @@ from nasbook.plots.palette import (
     operation_styles,
     use_style,
 )
+from nasbook.plots.pool_explorer import browse_family_trees, explore_family_trees
+from nasbook.plots.pool_film import animate_pools
+from nasbook.plots.pools import (
+    CycleEpoch,
+    draw_family_tree,
+    family_tree_in_words,
+    plot_cycles,
+)
 from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
 
 __all__ = [
     "OKABE_ITO",
+    "CycleEpoch",
     "DagLayout",
     "Described",
     "Epoch",
@@ -38,24 +47,30 @@ __all__ = [
     "OperationStyle",
     "animate_connections",
     "animate_growth",
+    "animate_pools",
     "animate_search",
+    "browse_family_trees",
     "cell_in_words",
     "compare_searches",
     "dag_layout",
     "describe",
     "draw_cell",
     "draw_connections",
+    "draw_family_tree",
     "draw_genotype",
     "draw_growth",
     "draw_neurons",
     "draw_search_network",
     "draw_supernet",
+    "explore_family_trees",
     "explore_search",
+    "family_tree_in_words",
     "fitted_slope",
     "operation_label",
     "operation_styles",
     "plot_accuracy_against_size",
     "plot_architecture_weights",
+    "plot_cycles",
     "plot_learning_curves",
     "plot_loss_by_neurons",
     "plot_matrix",
