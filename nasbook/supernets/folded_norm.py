@@ -53,7 +53,8 @@ class FoldedNorm(NamedTuple):
 class Statistics:
     """What batch norms saw in a pass, to update their running statistics with."""
 
-    norms: Sequence[nn.BatchNorm2d]
+    norms: Sequence[nn.BatchNorm2d | None]
+    """None where a row belongs to no norm."""
     mean: Vectors
     variance: Vectors
     """Biased."""
@@ -61,7 +62,7 @@ class Statistics:
     """Values that each mean was taken over."""
 
     @classmethod
-    def of(cls, norms: Sequence[nn.BatchNorm2d], mean: Tensor, variance: Tensor, count: int) -> Statistics:
+    def of(cls, norms: Sequence[nn.BatchNorm2d | None], mean: Tensor, variance: Tensor, count: int) -> Statistics:
         """From values in the order of the norms' channels.
 
         Raises:
@@ -167,10 +168,15 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Vectors, Vector
 def update_running_statistics(statistics: Sequence[Statistics], momentum: float) -> None:
     """What every batch norm does after a training pass: running averages, the variance's unbiased, and the count."""
     # As attributes, three a norm, they would take longer to find than to update.
-    buffers = [norm._buffers for entry in statistics for norm in entry.norms]
-    means = [row for entry in statistics for row in entry.mean.unbind()]
-    factors = [entry.count / (entry.count - 1) for entry in statistics]
-    unbiased = [row for entry, f in zip(statistics, factors, strict=True) for row in (entry.variance * f).unbind()]
+    buffers, means, unbiased = [], [], []
+    for entry in statistics:
+        variance = entry.variance * (entry.count / (entry.count - 1))
+        rows = zip(entry.norms, entry.mean.unbind(), variance.unbind(), strict=True)
+        for norm, own_mean, own_variance in rows:
+            if norm is not None:
+                buffers.append(norm._buffers)
+                means.append(own_mean)
+                unbiased.append(own_variance)
     torch._foreach_lerp_([_given(buffer["running_mean"]) for buffer in buffers], means, momentum)
     torch._foreach_lerp_([_given(buffer["running_var"]) for buffer in buffers], unbiased, momentum)
     torch._foreach_add_([_given(buffer["num_batches_tracked"]) for buffer in buffers], 1)

@@ -82,7 +82,8 @@ class PoolCandidate:
 
     column: int
     pool: nn.Module
-    norms: tuple[nn.BatchNorm2d, ...]
+    norms: tuple[nn.BatchNorm2d | None, ...]
+    """One for each (target, source); None where the edge does not have this pooling, and its coefficient is zero."""
 
 
 @dataclass(frozen=True)
@@ -439,7 +440,9 @@ def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image
         )
         mean, variance = mean.view(1, sources, -1), variance.view(1, sources, -1)
     else:
-        mean, variance = (value.view(targets, sources, -1) for value in running_statistics(candidate.norms))
+        present = [norm for norm in candidate.norms if norm is not None]
+        norms = [norm or present[0] for norm in candidate.norms]  # where it is absent any statistics will do
+        mean, variance = (value.view(targets, sources, -1) for value in running_statistics(norms))
     return mean, torch.rsqrt(variance + candidates.epsilon)
 
 

@@ -1,13 +1,14 @@
 """The fused search cell where every edge has candidates of its own, as in PR-DARTS (§3.2.2; Chapter 5).
 
 :class:`~nasbook.supernets.FusedCell` takes one candidate of all edges that leave a node at once. With pools, what
-leaves a node are convolutions of a dozen configurations, most of them on one or two edges. So here
+leaves a node are convolutions of a dozen configurations, most of them on one or two edges only. So here
 
 * one ReLU serves all edges of a node, and so does one pooling of a kind;
-* convolutions of one configuration run side by side, a group of channels each, while the images are small; where they
-  are large, every convolution runs alone, which suits the caches of a CPU;
-* a layer is a depthwise convolution and a pointwise map with its batch norm folded in
-  (:mod:`nasbook.supernets.folded_norm`); the last map has the coefficients folded in too.
+* a layer of a convolution is a depthwise convolution and a pointwise map with its batch norm folded in
+  (:mod:`nasbook.supernets.folded_norm`); the last map has the coefficients folded in too;
+* while the images are small, calls cost more than arithmetic: convolutions of one dilation and of equal widths run
+  side by side, a group of channels each, the smaller kernels with zeros around them, and all batch norms of a layer
+  are folded at once. Where the images are large, every convolution runs alone, which suits the caches of a CPU.
 
 Autograd puts the backward pass together from those of a few steps, which are written out and can be differentiated
 any number of times. As in FusedCell, what is kept for it are the images that the convolutions and the maps read.
@@ -17,24 +18,32 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbook.operations import FactorizedReduction, MorphableConvolution, Pool, Zero
+from nasbook.operations import Configuration, FactorizedReduction, MorphableConvolution, Pool, Zero
 from nasbook.operations.depthwise import depthwise, strided_depthwise
 from nasbook.operations.morphable import LAYER
 from nasbook.operations.pointwise import channel_sums, channels_last, grouped_map, grouped_products, in_layout_of
 from nasbook.supernets.cells import SearchCell, candidates_of
-from nasbook.supernets.folded_norm import FoldedNorm, Statistics, fold, fold_norms, moments, unfold_gradients
+from nasbook.supernets.folded_norm import (
+    FoldedNorm,
+    Moments,
+    Statistics,
+    fold,
+    fold_norms,
+    moments,
+    unfold_gradients,
+)
 from nasbook.supernets.fused import Departure, FusedCell, leave_reduced
 from nasbook.supernets.fused_function import NodeCandidates, PoolCandidate, leave_node
 
-SIDE_BY_SIDE = 2**17
-"""Convolutions of one configuration run side by side while a node has at most so many numbers."""
+SMALL = 2**15
+"""Convolutions run side by side while the images of a node have at most so many numbers."""
 
 
 class FusedRaggedCell(FusedCell):
@@ -54,7 +63,7 @@ class _Candidate(NamedTuple):
     """Place among the sources of the departure."""
     target: int
     place: int
-    """Of its coefficient, all rows one after another."""
+    """Of its coefficient, in the matrix row by row."""
     module: Any
 
 
@@ -66,19 +75,28 @@ class _RaggedDeparture(Departure):
         self.sources = sources
         stride = cell.input_stride if sources[0] < space.inputs else 1
         columns = {name: place for place, name in enumerate(space.operations)}
-        alike: dict[Any, list[_Candidate]] = {}
+        convolutions: dict[Any, list[_Candidate]] = {}
+        poolings: dict[str, list[_Candidate]] = {}
+        reductions: dict[int, list[_Candidate]] = {}
+        parts: list[_Part] = []
         for row, (source, target) in enumerate(space.edges):
             for name, module in candidates_of(cell.edges[row]).items() if source in sources else ():
-                convolution = isinstance(module, MorphableConvolution)
-                candidate = _Candidate(sources.index(source), target, row * len(columns) + columns[name], module)
-                alike.setdefault(module.configuration if convolution else (source, name), []).append(candidate)
-        groups = [group for group in alike.values() if not isinstance(group[0].module, Zero)]
-        self._places = torch.tensor([one.place for group in groups for one in group], dtype=torch.long)
-        self._side_by_side = [_part(group, stride) for group in groups]
-        self._one_by_one: list[_Part] = []
-        for group, part in zip(groups, self._side_by_side, strict=True):
-            alone = isinstance(part, _Convolutions) and len(group) > 1
-            self._one_by_one += [_part([one], stride) for one in group] if alone else [part]
+                one = _Candidate(sources.index(source), target, row * len(columns) + columns[name], module)
+                if isinstance(module, MorphableConvolution):
+                    convolutions.setdefault(_shape(module.configuration), []).append(one)
+                elif isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and isinstance(module[0], Pool)):
+                    poolings.setdefault(name, []).append(one)
+                elif isinstance(module, FactorizedReduction):
+                    reductions.setdefault(source, []).append(one)
+                elif not isinstance(module, Zero):
+                    parts.append(_Other([one]))
+        parts += [_Reductions(group) for group in reductions.values()]
+        if poolings:
+            parts.append(_Poolings(poolings, len(sources), stride, nothing=len(space.edges) * len(columns)))
+        chains = [_Chain(group, stride) for group in convolutions.values()]
+        alone = [_Convolutions([_Chain([one], stride)]) for group in convolutions.values() for one in group]
+        self._one_by_one = _Parts([*alone, *parts])
+        self._side_by_side = _Parts([_Convolutions(chains), *parts] if chains else parts)
 
     def __call__(
         self,
@@ -88,15 +106,12 @@ class _RaggedDeparture(Departure):
         epsilon: float,
         statistics: list[Statistics],
     ) -> Iterable[tuple[int, Tensor]]:
-        if self._places.device != coefficients.device:
-            self._places = self._places.to(coefficients.device)
+        small = states[self.sources[0]].numel() <= SMALL
+        parts, weights = (self._side_by_side if small else self._one_by_one).with_weights(coefficients)
         sources = [_Source(states[source]) for source in self.sources]
-        parts = self._side_by_side if states[self.sources[0]].numel() <= SIDE_BY_SIDE else self._one_by_one
-        weights = coefficients.flatten().index_select(0, self._places).split([len(part.targets) for part in parts])
         received: list[tuple[int, Tensor]] = []
         for part, own in zip(parts, weights, strict=True):
-            images = part.run(sources, own, training, epsilon, statistics)
-            received += zip(part.targets, images.chunk(len(part.targets), dim=1), strict=True)
+            received += zip(part.targets, part.run(sources, own, training, epsilon, statistics), strict=True)
         return received
 
 
@@ -108,8 +123,8 @@ class _Source:
 
     @functools.cached_property
     def h(self) -> Tensor:
-        half = torch.is_autocast_enabled(self.x.device.type)
-        return F.relu(self.x.to(torch.get_autocast_dtype(self.x.device.type)) if half else self.x)
+        kind = self.x.device.type
+        return F.relu(self.x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else self.x)
 
     @functools.cached_property
     def every_other(self) -> Tensor:
@@ -120,11 +135,10 @@ class _Source:
 class _Part(ABC):
     """Candidates that run together."""
 
-    def __init__(self, candidates: Sequence[_Candidate], stride: int) -> None:
-        self.sources = tuple(one.source for one in candidates)
-        self.targets = tuple(one.target for one in candidates)
-        self.modules = tuple(one.module for one in candidates)
-        self.stride = stride
+    targets: Sequence[int]
+    """The nodes that receive the images of :meth:`run`."""
+    places: Sequence[int]
+    """Of their coefficients, in the matrix row by row; one past its end where there is none."""
 
     @abstractmethod
     def run(
@@ -134,53 +148,85 @@ class _Part(ABC):
         training: bool,
         epsilon: float,
         statistics: list[Statistics],
-    ) -> Tensor:
-        """The candidates' outputs times their coefficients, side by side: (batch, candidates·C, height, width)."""
+    ) -> Sequence[Tensor]:
+        """What every target receives; notes what the batch norms saw."""
+
+
+class _Parts:
+    """Parts, and where their coefficients are."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts = parts
+        self._places = torch.tensor([place for part in parts for place in part.places], dtype=torch.long)
+
+    def with_weights(self, coefficients: Tensor) -> tuple[Sequence[_Part], Sequence[Tensor]]:
+        """The parts, and the coefficients of each."""
+        if self._places.device != coefficients.device:
+            self._places = self._places.to(coefficients.device)
+        flat = F.pad(coefficients.flatten(), (0, 1))
+        return self.parts, flat.index_select(0, self._places).split([len(part.places) for part in self.parts])
+
+
+# --- convolutions -----------------------------------------------------------------------------------------------------
+
+
+def _shape(configuration: Configuration) -> tuple[int, tuple[int, ...]]:
+    """What convolutions that run side by side have in common."""
+    return (configuration.dilation if configuration.kernel > 1 else 1), configuration.expansions
+
+
+class _Chain:
+    """Convolutions of one shape on any edges, side by side: a group of channels each."""
+
+    def __init__(self, candidates: Sequence[_Candidate], stride: int) -> None:
+        self.candidates = candidates
+        self.groups = len(candidates)
+        modules = [one.module for one in candidates]
+        self.layers = [[[m[at + i] for m in modules] for i in (1, 2, 3)] for at in range(0, len(modules[0]), LAYER)]
+        """Depthwise convolutions, pointwise convolutions, batch norms of each layer."""
+        self.kernel = max(module.configuration.kernel for module in modules)
+        self.dilation, _ = _shape(modules[0].configuration)
+        self.stride = stride
+
+    def enter(self, sources: Sequence[_Source]) -> Tensor:
+        """What the first depthwise convolutions give."""
+        dilation, stride = self.dilation, self.stride
+        skips = stride == 2 and (dilation % 2 == 0 or self.kernel == 1)
+        if skips:  # all that they read is every other row and column, and on these the stride is 1
+            dilation, stride = max(dilation // 2, 1), 1
+        images = [sources[one.source].every_other if skips else sources[one.source].h for one in self.candidates]
+        return self._depthwise(0, images[0] if self.groups == 1 else torch.cat(images, dim=1), dilation, stride)
+
+    def go_on(self, layer: int, image: Tensor) -> Tensor:
+        """What the depthwise convolutions of a later layer give."""
+        return self._depthwise(layer, image, self.dilation, 1)
+
+    def maps(self, layer: int) -> Tensor:
+        """The pointwise convolutions' matrices: (groups, outputs, inputs)."""
+        weight = torch.stack([module.weight for module in self.layers[layer][1]])
+        return weight.flatten(2)
+
+    def _depthwise(self, layer: int, image: Tensor, dilation: int, stride: int) -> Tensor:
+        modules = self.layers[layer][0]
+        borders = [(self.kernel - module.kernel_size[0]) // 2 for module in modules]
+        weights = [F.pad(m.weight, [b] * 4) if b else m.weight for m, b in zip(modules, borders, strict=True)]
+        weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(image.dtype)
+        if stride == 1:
+            return depthwise(image, weight, dilation)
+        if dilation == 1:
+            return strided_depthwise(image, weight)
+        padding = dilation * (self.kernel // 2)
+        return F.conv2d(image, weight, None, stride, padding, dilation, groups=len(weight))
 
 
 class _Convolutions(_Part):
-    """Convolutions of one configuration, each a group of channels; on any edges."""
+    """Chains of convolutions, layer by layer; the batch norms of a layer are folded together."""
 
-    def __init__(self, candidates: Sequence[_Candidate], stride: int) -> None:
-        super().__init__(candidates, stride)
-        configuration = self.modules[0].configuration
-        self.dilation = configuration.dilation if configuration.kernel > 1 else 1
-        places = range(0, len(self.modules[0]), LAYER)
-        self.layers = [[[module[at + i] for module in self.modules] for i in (1, 2, 3)] for at in places]
-
-    def run(
-        self,
-        sources: Sequence[_Source],
-        coefficients: Tensor,
-        training: bool,
-        epsilon: float,
-        statistics: list[Statistics],
-    ) -> Tensor:
-        groups, last = len(self.modules), len(self.layers) - 1
-        dilation, stride = self.dilation, self.stride
-        if stride == 2 and (dilation % 2 == 0 or self.layers[0][0][0].kernel_size == (1, 1)):
-            # Of the image it reads every other row and column only; on these it has stride 1.
-            dilation, stride = max(dilation // 2, 1), 1
-            image = _side_by_side([sources[source].every_other for source in self.sources])
-        else:
-            image = _side_by_side([sources[source].h for source in self.sources])
-        with torch.autocast(image.device.type, enabled=False):
-            for place, (kernels, weights, norms) in enumerate(self.layers):
-                kernel = _stacked(kernels).to(image.dtype)
-                z = _depthwise(image, kernel, dilation, stride if place == 0 else 1)
-                maps = _stacked(weights).flatten(1).view(groups, -1, z.shape[1] // groups)
-                maps, bias = _folded(maps, z, norms, epsilon, training, statistics)
-                if place == last:
-                    maps, bias = maps * coefficients[:, None, None], bias * coefficients[:, None]
-                image = pointwise(z, maps.to(z.dtype), bias.to(z.dtype).flatten())
-                if place != last:
-                    image = F.relu(image)
-                dilation = self.dilation
-        return image
-
-
-class _Pools(_Part):
-    """One pooling, or none, of one node for several targets."""
+    def __init__(self, chains: Sequence[_Chain]) -> None:
+        self.chains = chains
+        self.targets = [one.target for chain in chains for one in chain.candidates]
+        self.places = [one.place for chain in chains for one in chain.candidates]
+        self.depth = max(len(chain.layers) for chain in chains)
 
     def run(
         self,
@@ -189,26 +235,92 @@ class _Pools(_Part):
         training: bool,
         epsilon: float,
         statistics: list[Statistics],
-    ) -> Tensor:
-        pools = []
-        if isinstance(self.modules[0], nn.Sequential):
-            pools.append(PoolCandidate(0, self.modules[0][0], tuple(module[1] for module in self.modules)))
+    ) -> Sequence[Tensor]:
+        own = dict(zip(self.chains, coefficients.split([chain.groups for chain in self.chains]), strict=True))
+        images: dict[_Chain, Tensor] = {}
+        for layer in range(self.depth):
+            alike: dict[tuple[int, ...], dict[_Chain, tuple[Tensor, Tensor]]] = {}
+            for chain in self.chains:
+                if layer < len(chain.layers):
+                    z = chain.go_on(layer, images[chain]) if layer else chain.enter(sources)
+                    maps = chain.maps(layer)
+                    alike.setdefault(tuple(maps.shape[1:]), {})[chain] = (z, maps)
+            for some in alike.values():
+                with torch.autocast(coefficients.device.type, enabled=False):
+                    norms = [norm for chain in some for norm in chain.layers[layer][2]]
+                    zs = [z for z, _ in some.values()]
+                    folded = folded_norms(torch.cat([maps for _, maps in some.values()]), zs, norms, epsilon, training, statistics)
+                    sizes = [chain.groups for chain in some]
+                    for chain, z, maps, bias in zip(some, zs, *(part.split(sizes) for part in folded), strict=True):
+                        if layer + 1 == len(chain.layers):
+                            c = own[chain][:, None]
+                            images[chain] = pointwise(z, maps * c[:, :, None], bias * c)
+                        else:
+                            images[chain] = F.relu(pointwise(z, maps, bias))
+        return [part for chain in self.chains for part in images[chain].chunk(chain.groups, dim=1)]
+
+
+# --- everything else --------------------------------------------------------------------------------------------------
+
+
+class _Poolings(_Part):
+    """Poolings and identities of all edges: by every target's coefficients, with zeros where an edge lacks one.
+
+    Args:
+        kinds: the candidates of each kind.
+        sources: how many nodes leave.
+        stride: of the poolings.
+        nothing: the place of a coefficient that is zero.
+    """
+
+    def __init__(self, kinds: Mapping[str, Sequence[_Candidate]], sources: int, stride: int, nothing: int) -> None:
+        self.targets = sorted({one.target for kind in kinds.values() for one in kind})
+        self.stride = stride
+        edges = [(source, target) for target in self.targets for source in range(sources)]
+        grids = [{(one.source, one.target): one for one in kind} for kind in kinds.values()]
+        self.places = [grid[edge].place if edge in grid else nothing for edge in edges for grid in grids]
+        self.columns = len(grids)
+        self.pools: list[PoolCandidate] = []
+        self.skip: int | None = None
+        for column, grid in enumerate(grids):
+            module = next(iter(grid.values())).module
+            if isinstance(module, nn.Identity):
+                self.skip = column
+            else:
+                norms = tuple(grid[edge].module[1] if edge in grid else None for edge in edges)
+                self.pools.append(PoolCandidate(column, module[0], norms))
+
+    def run(
+        self,
+        sources: Sequence[_Source],
+        coefficients: Tensor,
+        training: bool,
+        epsilon: float,
+        statistics: list[Statistics],
+    ) -> Sequence[Tensor]:
         candidates = NodeCandidates(
             targets=len(self.targets),
-            sources=1,
+            sources=len(sources),
             stride=self.stride,
             convolutions=(),
-            pools=pools,
-            skip=None if pools else 0,
+            pools=self.pools,
+            skip=self.skip,
             epsilon=epsilon,
             training=training,
             statistics=statistics,
         )
-        return leave_node(candidates, sources[self.sources[0]].x, coefficients[:, None])
+        x = sources[0].x if len(sources) == 1 else torch.cat([source.x for source in sources], dim=1)
+        return leave_node(candidates, x, coefficients.view(-1, self.columns)).chunk(len(self.targets), dim=1)
 
 
 class _Reductions(_Part):
-    """The skip connections of stride 2 of one node."""
+    """The skip connections of stride 2 that leave one node."""
+
+    def __init__(self, candidates: Sequence[_Candidate]) -> None:
+        self.source = candidates[0].source
+        self.targets = [one.target for one in candidates]
+        self.places = [one.place for one in candidates]
+        self.modules = [one.module for one in candidates]
 
     def run(
         self,
@@ -217,13 +329,19 @@ class _Reductions(_Part):
         training: bool,
         epsilon: float,
         statistics: list[Statistics],
-    ) -> Tensor:
-        x = sources[self.sources[0]].x
-        return leave_reduced(self.modules, 1, x, coefficients, training, epsilon, statistics)
+    ) -> Sequence[Tensor]:
+        x = sources[self.source].x
+        images = leave_reduced(self.modules, 1, x, coefficients, training, epsilon, statistics)
+        return images.chunk(len(self.targets), dim=1)
 
 
-class _Others(_Part):
-    """Operations without a rule of their own, module by module; their batch norms look after themselves."""
+class _Other(_Part):
+    """An operation without a rule of its own; its batch norms look after themselves."""
+
+    def __init__(self, candidates: Sequence[_Candidate]) -> None:
+        (self.candidate,) = candidates
+        self.targets = [self.candidate.target]
+        self.places = [self.candidate.place]
 
     def run(
         self,
@@ -232,51 +350,20 @@ class _Others(_Part):
         training: bool,
         epsilon: float,
         statistics: list[Statistics],
-    ) -> Tensor:
-        x = sources[self.sources[0]].x
-        return torch.cat([c * module(x) for c, module in zip(coefficients, self.modules, strict=True)], dim=1)
-
-
-def _part(candidates: Sequence[_Candidate], stride: int) -> _Part:
-    """How such candidates run."""
-    module = candidates[0].module
-    kind: type[_Part] = _Others
-    if isinstance(module, MorphableConvolution):
-        kind = _Convolutions
-    elif isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and isinstance(module[0], Pool)):
-        kind = _Pools
-    elif isinstance(module, FactorizedReduction):
-        kind = _Reductions
-    return kind(candidates, stride)
-
-
-def _side_by_side(images: Sequence[Tensor]) -> Tensor:
-    return images[0] if len(images) == 1 else torch.cat(list(images), dim=1)
-
-
-def _stacked(modules: Sequence[nn.Conv2d]) -> Tensor:
-    return modules[0].weight if len(modules) == 1 else torch.cat([module.weight for module in modules])
-
-
-def _depthwise(x: Tensor, kernel: Tensor, dilation: int, stride: int) -> Tensor:
-    if stride == 1:
-        return depthwise(x, kernel, dilation)
-    if dilation == 1:
-        return strided_depthwise(x, kernel)
-    padding = dilation * (kernel.shape[-1] // 2)
-    return F.conv2d(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=x.shape[1])
+    ) -> Sequence[Tensor]:
+        return [coefficients[0] * self.candidate.module(sources[self.candidate.source].x)]
 
 
 # --- steps with a backward pass of their own --------------------------------------------------------------------------
 
 
 def pointwise(x: Tensor, maps: Tensor, bias: Tensor) -> Tensor:
-    """:func:`~nasbook.operations.pointwise.grouped_map` whose gradients are as fast as it is itself."""
-    return _Pointwise.apply(x, maps, bias) if torch.is_grad_enabled() else _map(x, maps, bias)
+    """:func:`~nasbook.operations.pointwise.grouped_map` in the precision of ``x``, with gradients as fast as it is."""
+    return _Pointwise.apply(x, maps.to(x.dtype), bias.to(x.dtype).flatten())
 
 
 def _map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
-    if len(maps) == 1 and channels_last(x):  # faster than the product that grouped_map would take
+    if len(maps) == 1 and channels_last(x) and x.numel() > SMALL:  # faster there than the product of grouped_map
         return F.conv2d(x, maps[0][:, :, None, None], bias)
     return grouped_map(x, maps, bias)
 
@@ -295,44 +382,48 @@ class _Pointwise(torch.autograd.Function):
         return for_x, grouped_products(x, gradient, len(maps)), channel_sums(gradient)
 
 
-def _folded(
+def folded_norms(
     weight: Tensor,
-    z: Tensor,
+    images: Sequence[Tensor],
     norms: Sequence[nn.BatchNorm2d],
     epsilon: float,
     training: bool,
     statistics: list[Statistics],
 ) -> tuple[Tensor, Tensor]:
-    """Maps and biases of pointwise maps of ``z`` with the batch norms behind them, in either mode."""
+    """:func:`~nasbook.supernets.folded_norm.fold_norms` of images with any numbers of groups: maps and biases."""
     if not training:
-        norm = fold_norms(weight, [z], len(weight), norms, epsilon, training, statistics)
+        norm = fold_norms(weight, images, 0, norms, epsilon, False, statistics)
         return norm.maps, norm.bias
-    maps, bias, mean, variance = _Fold.apply(weight, z, epsilon)
-    statistics.append(Statistics.of(norms, mean, variance, z.numel() // z.shape[1]))
+    maps, bias, mean, variance = _Fold.apply(epsilon, weight, *images)
+    statistics.append(Statistics.of(norms, mean, variance, images[0].numel() // images[0].shape[1]))
     return maps, bias
 
 
 class _Fold(torch.autograd.Function):
-    """Batch norms folded into the maps in front of them, by the moments of what the maps read."""
-
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, z: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        norm, mean, variance = fold(weight, moments([z], len(weight)), epsilon)
-        ctx.save_for_backward(weight, z, *norm)
+    def forward(ctx: Any, epsilon: float, weight: Tensor, *images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        norm, mean, variance = _fold(epsilon, weight, images)
+        ctx.save_for_backward(weight, *norm, *images)
         ctx.epsilon = epsilon
         ctx.mark_non_differentiable(mean, variance)
         return norm.maps, norm.bias, mean, variance
 
     @staticmethod
-    def backward(
-        ctx: Any, for_maps: Tensor, for_bias: Tensor, *_: Tensor
-    ) -> tuple[Tensor, Tensor | None, None]:
-        weight, z, *norm = ctx.saved_tensors
-        with torch.autocast(z.device.type, enabled=False):
-            folded = FoldedNorm(*norm)
-            if torch.is_grad_enabled():  # to be differentiated again, it must be a function of weight and z
-                folded, _, _ = fold(weight, moments([z], len(weight)), ctx.epsilon)
-            count = z.numel() // z.shape[1]
+    def backward(ctx: Any, for_maps: Tensor, for_bias: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        folded, images = FoldedNorm(*saved[: len(FoldedNorm._fields)]), saved[len(FoldedNorm._fields) :]
+        count = images[0].numel() // images[0].shape[1]
+        with torch.autocast(weight.device.type, enabled=False):
+            if torch.is_grad_enabled():  # to be differentiated again, it must be a function of weight and images
+                folded, _, _ = _fold(ctx.epsilon, weight, images)
             for_weight, quadratic, linear = unfold_gradients(weight, folded, for_maps, for_bias, count)
             assert quadratic is not None and linear is not None
-            return for_weight, _map(z, quadratic.to(z.dtype), linear.to(z.dtype).flatten()), None
+            sizes = [image.shape[1] // weight.shape[2] for image in images]
+            parts = zip(images, quadratic.split(sizes), linear.split(sizes), strict=True)
+            for_images = [_map(z, q.to(z.dtype), v.to(z.dtype).flatten()) for z, q, v in parts]
+        return None, for_weight, *for_images
+
+
+def _fold(epsilon: float, weight: Tensor, images: Sequence[Tensor]) -> tuple[FoldedNorm, Tensor, Tensor]:
+    some = [moments([image], image.shape[1] // weight.shape[2]) for image in images]
+    return fold(weight, Moments(*(torch.cat(values) for values in zip(*some, strict=True))), epsilon)
