@@ -77,7 +77,9 @@ def strided_products(
     return result
 
 
-def strided_input_gradient(x: Image, weight: Kernels, gradient: Image) -> Image:
+def strided_input_gradient(
+    x: Image, weight: Kernels, gradient: Float[Tensor, "batch channels half_height half_width"]
+) -> Image:
     """The gradient of ``x`` in :func:`strided_depthwise`; of ``x`` only the size counts."""
     half = weight.shape[-1] // 2
     odd = [(size + 1) % 2 for size in x.shape[2:]]  # what a transposed convolution can't know: even sizes lose a pixel

@@ -208,15 +208,17 @@ class _Chain:
 
     def _depthwise(self, layer: int, image: Tensor, dilation: int, stride: int) -> Tensor:
         modules = self.layers[layer][0]
-        borders = [(self.kernel - module.kernel_size[0]) // 2 for module in modules]
+        reach = min(self.kernel // 2, (max(image.shape[2:]) - 1) // dilation)  # farther taps see nothing but padding
+        size = 2 * reach + 1
+        # A border below zero cuts a part of the kernel off.
+        borders = [(size - module.kernel_size[0]) // 2 for module in modules]
         weights = [F.pad(m.weight, [b] * 4) if b else m.weight for m, b in zip(modules, borders, strict=True)]
         weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(image.dtype)
         if stride == 1:
-            return depthwise(image, weight, dilation)
+            return depthwise(image, weight, dilation if reach else 1)
         if dilation == 1:
             return strided_depthwise(image, weight)
-        padding = dilation * (self.kernel // 2)
-        return F.conv2d(image, weight, None, stride, padding, dilation, groups=len(weight))
+        return F.conv2d(image, weight, None, stride, dilation * reach, dilation, groups=len(weight))
 
 
 class _Convolutions(_Part):
