@@ -30,6 +30,7 @@ from nasbook.plots.pool_explorer import browse_family_trees, explore_family_tree
 from nasbook.plots.pool_film import animate_pools
 from nasbook.plots.pools import (
     CycleEpoch,
+    cycles_in_words,
     draw_family_tree,
     family_tree_in_words,
     plot_cycles,
@@ -52,6 +53,7 @@ __all__ = [
     "browse_family_trees",
     "cell_in_words",
     "compare_searches",
+    "cycles_in_words",
     "dag_layout",
     "describe",
     "draw_cell",

@@ -53,6 +53,7 @@ _LEFT, _BEYOND = 0.12, 0.11
 """Inches left of the first cycle, and from a lane's end to its name."""
 
 
+@runtime_checkable
 class Life(Protocol):
     """What a tree needs to know of one candidate: :class:`nasbook.supernets.Life`."""
 
@@ -81,6 +82,7 @@ class Life(Protocol):
         """The cycle at whose end it was pruned."""
 
 
+@runtime_checkable
 class Family(Protocol):
     """All candidates that ever stood on one edge: :class:`nasbook.supernets.Pool`."""
 
@@ -558,6 +560,41 @@ def plot_cycles(history: Sequence[CycleEpoch], kinds: Sequence[str] | None = Non
         if named:
             label_ends(ax, named)
     return figure
+
+
+def cycles_in_words(history: Sequence[CycleEpoch], kinds: Sequence[str] | None = None) -> str:
+    """What :func:`plot_cycles` shows, for its alt text.
+
+    Raises:
+        InvalidInput: the history is empty, or has no such kind of cell.
+    """
+    from nasbook.supernets import mean_similarity, operation_mix
+
+    spans = cycle_spans(history)
+    kinds = tuple(kinds) if kinds else tuple(history[0].pools)
+    first, last = history[0], history[-1]
+    batches = [report.batch_size for report in history]
+    words = [
+        f"Curves over {last.epoch} epochs in {len(spans)} cycles.",
+        f"Validation accuracy goes from {100 * first.validation_accuracy:.0f} % to "
+        f"{100 * last.validation_accuracy:.0f} %, training accuracy from {100 * first.train_accuracy:.0f} % to "
+        f"{100 * last.train_accuracy:.0f} %.",
+        f"A step has {min(batches):.0f} images."
+        if max(batches) == min(batches)
+        else f"A step has from {min(batches):.0f} to {max(batches):.0f} images.",
+    ]
+    for kind in kinds:
+        if kind not in first.pools:
+            raise unknown_name("kind of cell", kind, first.pools)
+        mixes = [operation_mix(report.pools[kind]) for report in (first, last)]
+        shares = [f"{_MIX[name][0]} from {100 * mixes[0][name]:.0f} % to {100 * mixes[1][name]:.0f} %"
+                  for name in mixes[0]]  # fmt: skip
+        similar = [mean_similarity(report.pools[kind]) for report in (first, last)]
+        words.append(
+            f"In the {kind} cell, {', '.join(shares)} of the candidates; their similarity goes from "
+            f"{similar[0]:.2f} to {similar[1]:.2f}."
+        )
+    return " ".join(words)
 
 
 def _draw_mix(
