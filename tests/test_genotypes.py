@@ -17,6 +17,7 @@ from nasbook.genotypes import (
     DARTS_V1,
     DARTS_V2,
     PC_DARTS_CIFAR,
+    PR_DARTS_DL1,
     PUBLISHED,
     CellGenotype,
     Edge,
@@ -194,6 +195,93 @@ def test_random_genotypes_without_some_edges_are_uniform():
         counts[cell] = counts.get(cell, 0) + 1
     assert len(counts) == count_cells(space) == 8  # one source of node 2, two of node 3, two operations each
     assert all(60 < count < 140 for count in counts.values())  # 100 ± 4 deviations
+
+
+# ---------------------------------------------------------------------------------------------- pools
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        ([("a",)] * 4, r"^pools: expected one for each of the 5 edges, got 4\.$"),
+        ([("a",)] * 6, r"^pools: expected one for each of the 5 edges, got 6\.$"),
+        (
+            [("a",), ("a", "b", "a"), ("a",), ("b",), ("b",)],
+            r"^pools: the edge from node 1 to node 2 has a candidate twice: a, b, a\.$",
+        ),
+        (
+            [("a",), ("a",), ("a",), (), ("b",)],
+            r"^pools: the edge from node 1 to node 3 needs at least one candidate besides 'none'\.$",
+        ),
+        (
+            [("none",), ("a",), ("a",), ("a",), ("b",)],
+            r"^pools: the edge from node 0 to node 2 needs at least one candidate besides 'none'\.$",
+        ),
+        (
+            [("a",), ("a",), ("a",), ("a",), ("a", "c")],
+            r"^pools: the edge from node 2 to node 3 has 'c', which is not among the operations of the space\.$",
+        ),
+    ],
+)
+def test_wrong_pools(pools, message):
+    with pytest.raises(InvalidInput, match=message):
+        Space(("none", "a", "b"), nodes=2, pools=tuple(map(tuple, pools)))
+
+
+def test_candidates_of_edges():
+    graph = Space(("x",), nodes=2, left_out=((0, 3),), edges_per_node=1, kinds=("cell",))
+    space = graph.with_pools([["b", "a"], ["c"], ("a", "none"), ("d", "b", "a")])
+    assert space.operations == ("b", "a", "c", "none", "d")  # in order of first appearance
+    assert space.pools == (("b", "a"), ("c",), ("a", "none"), ("d", "b", "a"))
+    assert [space.candidates(*edge) for edge in space.edges] == list(space.pools)
+    assert (space.left_out, space.edges_per_node, space.kinds) == (((0, 3),), 1, ("cell",))
+    assert space.with_pools(space.pools) == space and hash(space) == hash(space.with_pools(space.pools))
+    assert space != graph and graph.candidates(1, 3) == ("x",)
+    with pytest.raises(ValueError, match="not in"):
+        space.candidates(0, 3)
+    # Candidates that stand on no edge may be among the operations, whatever their order.
+    assert Space(("z", "a", "b"), nodes=1, pools=(("b", "a"), ("a",))).candidates(0, 2) == ("b", "a")
+    with pytest.raises(InvalidInput, match=r"^pools: expected one for each of the 4 edges, got 2\.$"):
+        graph.with_pools([("a",), ("b",)])
+
+
+@st.composite
+def ragged_spaces(draw: st.DrawFn) -> tuple[dict, list[tuple[str, ...]]]:
+    """Arguments of a space without pools, and pools for it."""
+    options = draw(sparse_spaces())
+    last = options["inputs"] + options["nodes"]
+    edges = sum(range(options["inputs"], last)) - len(options["left_out"])
+    pool = st.lists(st.sampled_from(["none", "a", "b", "c"]), min_size=1, unique=True).map(tuple)
+    return options, [draw(pool.filter(lambda names: names != ("none",))) for _ in range(edges)]
+
+
+@few
+@given(ragged_spaces())
+def test_cells_of_pools_are_counted_by_brute_force(arguments):
+    options, pools = arguments
+    space = Space(**options).with_pools(pools)
+    total = 1
+    for node in range(space.inputs, space.inputs + space.nodes):
+        own = [pool for (_, target), pool in zip(space.edges, pools, strict=True) if target == node]
+        picks = _product([[None, *(name for name in pool if name != "none")] for pool in own])
+        total *= sum(sum(name is not None for name in pick) == space.kept(node) for pick in picks)
+    assert count_cells(space) == total
+    assert count_cells(Space(**options).with_pools([space.operations] * len(space.edges))) == count_cells(
+        Space(**{**options, "operations": space.operations})
+    )
+
+
+def test_the_size_of_pr_darts_spaces():
+    """§5: 15 candidates on every edge, 180 · 15⁸ cells, 153 times as many as with 8."""
+    of = {number: count_cells(Space(tuple(f"operation {i}" for i in range(number)))) for number in (8, 15)}
+    assert of[15] == 180 * 15**8 == 461_320_312_500
+    assert of[8] == 180 * 8**8 and of[15] // of[8] == 152 and round(of[15] / of[8]) == 153
+
+
+def test_random_genotypes_of_pools_are_refused():
+    space = Space(("a", "b"), nodes=1).with_pools([("a",), ("b",)])
+    with pytest.raises(InvalidInput, match=r"^random_genotype\(\) needs the same candidates on all edges; this space"):
+        random_genotype(space, torch.Generator())
 
 
 # ---------------------------------------------------------------------------------------------- random operations
@@ -492,7 +580,12 @@ def test_published_cells(name, kind, rows):
 
 
 def test_the_names_of_the_published_cells():
-    assert {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2, "PC_DARTS_CIFAR": PC_DARTS_CIFAR} == PUBLISHED
+    assert PUBLISHED == {
+        "DARTS_V1": DARTS_V1,
+        "DARTS_V2": DARTS_V2,
+        "PC_DARTS_CIFAR": PC_DARTS_CIFAR,
+        "PR_DARTS_DL1": PR_DARTS_DL1,
+    }
 
 
 _PAIRS = "[('a', 0), ('b', 1)]"

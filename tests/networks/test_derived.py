@@ -221,6 +221,50 @@ def test_sizes_that_the_auxiliary_head_takes(stem, sizes):
 # ---------------------------------------------------------------------------------------------- wrong input
 
 
+# ---------------------------------------------------------------------------------------------- means of nodes
+
+
+def test_a_cell_whose_output_is_the_mean_of_its_nodes():
+    torch.manual_seed(0)
+    genotype = DARTS_V2.normal
+    joined, mean = (
+        DerivedCell(genotype, CellPlacement("normal", 4, (5, 6), False, False, output)).double().eval()
+        for output in ("concatenation", "mean")
+    )
+    mean.load_state_dict(joined.state_dict())
+    older, newer = (torch.randn(2, c, 6, 6, dtype=torch.float64) for c in (5, 6))
+    nodes = joined(older, newer).view(2, 4, 4, 6, 6)  # images, nodes, channels
+    torch.testing.assert_close(mean(older, newer), nodes.mean(1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cells", [3, 8])
+def test_a_network_of_means(cells):
+    """Its cells read fewer channels, and nothing else differs."""
+    channels, classes = 4, 5
+    mean = DerivedNetwork(DARTS_V1, channels, cells, classes, cell_output="mean")
+    joined = DerivedNetwork(DARTS_V1, channels, cells, classes)
+    assert mean(torch.rand(2, 3, 8, 8)).shape == (2, classes)
+    saved = 0
+    for cell, other in zip(mean.cells, joined.cells, strict=True):
+        for own, wide in zip(cell.preprocessing, other.preprocessing, strict=True):
+            saved += count_parameters(wide) - count_parameters(own)
+    width = joined.classifier.in_features
+    assert mean.classifier.in_features * 4 == width
+    assert count_parameters(joined) - count_parameters(mean) == saved + width * 3 // 4 * classes
+    assert saved > 0
+
+
+def test_a_mean_with_an_auxiliary_head():
+    network = DerivedNetwork(DARTS_V1, 4, 5, auxiliary=True, cell_output="mean")
+    logits, auxiliary = network(torch.rand(2, 3, 32, 32))
+    assert logits.shape == auxiliary.shape == (2, 10)
+
+
+def test_an_unknown_cell_output():
+    with pytest.raises(InvalidInput, match=r"^Unknown cell output 'sum'\. Valid: concatenation, mean\.$"):
+        DerivedNetwork(DARTS_V1, 4, 3, cell_output="sum")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

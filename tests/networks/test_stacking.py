@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from nasbook.errors import InvalidInput
-from nasbook.networks import CellPlacement, CifarStem, ImageNetStem, build_stem, reduction_positions, stack_cells
+from nasbook.networks import (
+    CELL_OUTPUTS,
+    CellPlacement,
+    CifarStem,
+    ImageNetStem,
+    build_stem,
+    reduction_positions,
+    stack_cells,
+)
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
 
@@ -84,3 +92,36 @@ def test_wrong_stems(arguments, message):
 def test_wrong_sizes(cells, channels):
     with pytest.raises(InvalidInput, match=r"^(cells|channels) must be above 0, got (0|-1)\.$"):
         stack_cells(cells, channels, CifarStem(3, 4), {"normal": 4, "reduction": 4})
+
+
+# ---------------------------------------------------------------------------------------------- cell outputs
+
+
+def test_a_concatenation_and_a_mean():
+    nodes = [torch.full((1, 2, 1, 1), value) for value in (1.0, 2.0, 6.0)]
+    assert CELL_OUTPUTS["concatenation"](nodes).flatten().tolist() == [1, 1, 2, 2, 6, 6]
+    assert CELL_OUTPUTS["mean"](nodes).flatten().tolist() == [3, 3]
+    for output, channels in (("concatenation", 15), ("mean", 5)):
+        placement = CellPlacement("normal", 5, (4, 4), False, False, output)
+        images = list(torch.randn(3, 2, 5, 4, 4))
+        joined = placement.join(images)
+        assert joined.shape == (2, placement.output_channels(3), 4, 4) == (2, channels, 4, 4)
+        assert torch.equal(joined, CELL_OUTPUTS[output](images))
+        assert torch.equal(placement.join(images[:1]), images[0])
+    assert CellPlacement("normal", 5, (4, 4), False, False).output == "concatenation"
+
+
+def test_a_stack_of_means():
+    placements = stack_cells(8, 16, CifarStem(3, 16), {"normal": 4, "reduction": 2}, "mean")
+    assert [p.channels for p in placements] == [16, 16, 32, 32, 32, 64, 64, 64]
+    assert [p.input_channels for p in placements] == [
+        (48, 48), (48, 16), (16, 16), (16, 32), (32, 32), (32, 32), (32, 64), (64, 64)
+    ]  # fmt: skip
+    assert {p.output for p in placements} == {"mean"}
+    concatenated = stack_cells(3, 4, CifarStem(3, 4), {"normal": 4, "reduction": 4}, "concatenation")
+    assert concatenated == stack_cells(3, 4, CifarStem(3, 4), {"normal": 4, "reduction": 4})
+
+
+def test_an_unknown_cell_output():
+    with pytest.raises(InvalidInput, match=r"^Unknown cell output 'men'\. Did you mean 'mean'\? Valid: conc"):
+        stack_cells(3, 4, CifarStem(3, 4), {"normal": 4, "reduction": 4}, "men")

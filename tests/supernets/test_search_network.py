@@ -193,6 +193,104 @@ def test_coefficients_and_genotype_follow_the_parameters():
     assert set(network.genotype().operations()) == {"sep_conv_3x3"}
 
 
+# --------------------------------------------------------------------------------------------- pools, a space a kind
+
+
+SPACES = {
+    "normal": Space(nodes=2).with_pools(
+        [
+            ("skip_connect",),
+            ("max_pool_3x3", "sep_conv_3x3"),
+            ("sep_conv_3x3", "skip_connect"),
+            ("none", "max_pool_3x3"),
+            ("sep_conv(kernel=3, dilation=1, expansions=2)",),
+        ]
+    ),
+    "reduction": Space(("avg_pool_3x3", "skip_connect", "dil_conv_3x3"), nodes=2),
+}
+
+
+@pytest.mark.parametrize("engine", ["fused", "readable"])
+@pytest.mark.parametrize("cell_output", ["concatenation", "mean"])
+def test_kinds_of_cell_with_candidates_of_their_own(engine, cell_output):
+    """The whole network summed by hand: each edge's own candidates, times their own coefficients."""
+    torch.manual_seed(0)
+    network = SearchNetwork(SPACES, 4, 4, 5, engine=engine, cell_output=cell_output).double().eval()
+    assert network.spaces == SPACES
+    for kind, relaxation in network.relaxations.items():
+        assert relaxation.space == SPACES[kind]
+        relaxation.alpha.data.normal_()
+    assert [p.shape for p in network.architecture()] == [(5, 5), (5, 3)]
+    (images,) = _inputs(3, size=8)
+    older, newer = network.stem(images)
+    for cell, kind in zip(network.cells, ("normal", "reduction", "reduction", "normal"), strict=True):
+        space, coefficients = SPACES[kind], network.coefficients()[kind]
+        nodes = [cell.preprocessing[0](older), cell.preprocessing[1](newer)]
+        for node in (2, 3):
+            total = torch.zeros(())
+            for row, (source, target) in enumerate(space.edges):
+                if target == node:
+                    candidates = cell.edges[row].candidates
+                    assert tuple(candidates) == space.candidates(source, target)
+                    alpha = network.relaxations[kind].alpha[row]
+                    weights = torch.stack([alpha[space.operations.index(name)] for name in candidates]).softmax(0)
+                    for weight, (name, candidate) in zip(weights, candidates.items(), strict=True):
+                        torch.testing.assert_close(coefficients[row, space.operations.index(name)], weight)
+                        total = total + weight * candidate(nodes[source])
+            nodes.append(total)
+        joined = torch.cat(nodes[2:], 1) if cell_output == "concatenation" else (nodes[2] + nodes[3]) / 2
+        older, newer = newer, joined
+    expected = network.classifier(newer.mean((2, 3)))
+    torch.testing.assert_close(network(images), expected, rtol=1e-9, atol=1e-9)
+    genotype = network.genotype()
+    for kind, cell in genotype.cells:
+        assert all(edge.operation in SPACES[kind].candidates(edge.source, edge.target) for edge in cell.edges)
+
+
+def test_pools_of_everything_are_no_pools():
+    """The same values as a space without pools, whatever the order of an edge's candidates."""
+    space = Space(("max_pool_3x3", "skip_connect", "sep_conv_3x3"), nodes=2)
+    orders = [space.operations, space.operations[::-1]] * 3
+    torch.manual_seed(0)
+    plain = SearchNetwork(space, 4, 3, 5).double()
+    pools = SearchNetwork(space.with_pools(orders[:5]), 4, 3, 5).double()
+    pools.load_state_dict(plain.state_dict())
+    (images,) = _inputs(3, size=8)
+    torch.testing.assert_close(pools(images), plain(images), rtol=1e-9, atol=1e-9)
+
+
+def test_a_child_of_pools():
+    network = SearchNetwork(SPACES, 4, 4, 5).double().eval()
+    for relaxation in network.relaxations.values():
+        relaxation.alpha.data.normal_()
+    (images,) = _inputs(3, size=8)
+    genotype = network.genotype()
+    older, newer = network.stem(images)
+    for cell, kind in zip(network.cells, network.kinds, strict=True):
+        older, newer = newer, cell(older, newer, derived=genotype[kind])
+    with network.child():
+        torch.testing.assert_close(network(images), network.classifier(newer.mean((2, 3))), rtol=1e-9, atol=1e-9)
+
+
+def test_parameters_of_a_mean():
+    """By how much the inputs of cells get narrower; each node has 4 or 8 or 16 channels."""
+    joined, mean = (SearchNetwork(Space(nodes=3), 4, 4, 5, cell_output=output) for output in ("concatenation", "mean"))
+    # What cells 2 to 4 read from cells is 1/3 as wide; the cells are n r r n, of 4, 8, 16 and 16 channels.
+    narrower = 2 * 4 * 8 + 2 * 4 * 16 + 2 * 8 * 16 + 2 * 8 * 16 + 2 * 16 * 16
+    assert count_parameters(joined) - count_parameters(mean) == narrower + 2 * 16 * 5
+
+
+def test_spaces_of_different_graphs_are_refused():
+    message = r"^The spaces of a supernet's kinds of cell may differ in their candidates only\.$"
+    for other in (Space(nodes=3), Space(nodes=2, edges_per_node=1), Space(nodes=2, left_out=((0, 3),))):
+        with pytest.raises(InvalidInput, match=message):
+            SearchNetwork({"normal": Space(nodes=2), "reduction": other}, 2, 3)
+    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell in this space 'reduction'\. Valid: normal\.$"):
+        SearchNetwork({"normal": Space(nodes=2)}, 2, 3)
+    with pytest.raises(InvalidInput, match=r"^Unknown cell output 'means'\. Did you mean 'mean'"):
+        SearchNetwork(Space(nodes=2), 2, 3, cell_output="means")
+
+
 # ---------------------------------------------------------------------------------------------- wrong input
 
 
