@@ -14,6 +14,7 @@ CHAPTERS = (
     "nasbook.exercises.stretchable_cells",
     "nasbook.exercises.engine_and_transit_cells",
     "nasbook.exercises.growing_networks",
+    "nasbook.exercises.prune_and_replace",
 )
 """The modules that register exercises, one a chapter."""
 

@@ -1,6 +1,8 @@
 """Exercises: right answers pass, wrong ones get the hint that fits; no answer ends in a traceback."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,11 +28,31 @@ from nasbook.exercises.growing_networks import (
     WRONG_PROMISES,
     WRONG_WIDENINGS,
 )
+from nasbook.exercises.prune_and_replace import (
+    EXACT,
+    MORE,
+    WRONG_BATCHES,
+    WRONG_CHILDREN,
+    WRONG_NARROWINGS,
+    WRONG_OUTPUTS,
+    WRONG_SEARCHES,
+    WRONG_SPACES,
+    WRONG_SURVIVORS,
+)
 from nasbook.exercises.stretchable_cells import WRONG_PENALTIES
 from nasbook.genotypes import DARTS_V2, CellGenotype, Edge
-from nasbook.growth import insert_residual, net2deeper, rewire, widen_with_zeros
+from nasbook.growth import function_change, insert_residual, morph, net2deeper, rewire, widen_with_zeros
 from nasbook.networks import VGG, Perceptron, channels_for
-from nasbook.supernets import Relaxation, connected_cell, strongest_edges
+from nasbook.operations import (
+    CONSTRAINTS,
+    MORPHISMS,
+    Configuration,
+    MorphableConvolution,
+    is_morphable,
+    morphisms_of,
+)
+from nasbook.supernets import Pool, Relaxation, connected_cell, strongest_edges
+from nasbook.training import BatchGrowth
 
 
 def product_by_differences(gradient, w, v, r):
@@ -170,6 +192,91 @@ def fill(changes, costs, parameters):
     return min(best.values())[1]
 
 
+def new_ones(constraints, steps):
+    """With tuples alone."""
+    frontier = seen = frozenset({(3, 1, ())})
+    numbers = [1]
+    for _ in range(steps):
+        reached = set()
+        for kernel, dilation, widths in frontier:
+            wider = list(widths)
+            if widths:
+                wider[widths.index(min(widths))] += 1
+            reached |= {(kernel + 2, dilation, widths), (kernel - 2, dilation, widths)}
+            reached |= {(kernel, dilation + 1, widths), (kernel, dilation - 1, widths)}
+            reached |= {(kernel, dilation, tuple(wider)), (kernel, dilation, (*widths, 1))}
+        frontier = frozenset(one for one in reached if is_allowed(constraints, *one)) - seen
+        seen |= frontier
+        numbers.append(len(frontier))
+    return numbers
+
+
+def is_allowed(limits, kernel, dilation, widths):
+    return (
+        kernel in range(limits.min_kernel, limits.max_kernel + 1)
+        and dilation in range(limits.min_dilation, limits.max_dilation + 1)
+        and len(widths) <= (math.inf if limits.max_depth is None else limits.max_depth)
+        and max(widths, default=0) <= (math.inf if limits.max_width is None else limits.max_width)
+        and (limits.dilated_pointwise or kernel > 1 or dilation == 1)
+    )
+
+
+def deepened(y, eps):
+    """By the layers themselves."""
+    norm = torch.nn.BatchNorm2d(y.shape[1], eps=eps).to(y)
+    return norm.eval()(y.relu()), norm.train()(y.relu())
+
+
+def survivors(weights, groups, keep):
+    """Round after round, each group gives its strongest candidate that is left."""
+    left = {name: [i for i in range(len(groups)) if groups[i] == name] for name in set(groups)}
+    order = sorted(left, key=lambda name: -sum(weights[i] for i in left[name]))
+    kept = []
+    while any(left.values()):
+        for name in order:
+            if left[name]:
+                kept.append(max(left[name], key=lambda i: weights[i]))
+                left[name].remove(kept[-1])
+    return kept[:keep]
+
+
+def next_child(weights, constraints, seen):
+    found = Counter()
+    for parent, weight in weights.items():
+        children = morphisms_of(Configuration.parse(parent), constraints).values() if is_morphable(parent) else ()
+        for child in children:
+            found[child.name] += weight / len(children) * (child.name not in seen)
+    return {name: chance / found.total() for name, chance in found.items() if chance}
+
+
+def batch_size(first, second, limit, minimum, multiple, maximum):
+    """By trying all sizes."""
+    slope = (second[1] - first[1]) / (second[0] - first[0])
+    fitting = [b for b in range(minimum, maximum + 1, multiple) if first[1] + slope * (b - first[0]) <= limit]
+    return max(fitting, default=minimum)
+
+
+def narrower(parent):
+    widths = list(parent.configuration.expansions)
+    if max(widths, default=1) == 1:
+        return None
+    place = max(range(len(widths)), key=lambda i: (widths[i], i))
+    widths[place] -= 1
+    configuration = replace(parent.configuration, expansions=tuple(widths))
+    child = MorphableConvolution(parent.channels, configuration, parent.stride, parent.affine)
+    norms = parent[4 * place + 6].weight.detach().flatten(1).norm(dim=0)
+    kept = norms.topk(widths[place] * parent.channels).indices  # in any order
+    state = parent.state_dict()
+    for name, value in state.items():
+        module = int(name.partition(".")[0]) - 4 * place
+        if module in (2, 3, 5) and value.dim():
+            state[name] = value[kept]
+        elif module == 6:
+            state[name] = value[:, kept]
+    child.load_state_dict(state)
+    return child
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -200,6 +307,13 @@ RIGHT = {
     "firefly.gates": predicted_changes,
     "firefly.greedy": lambda n: ([-1.01, *[-1.0] * n], ["a", *["b"] * n]),
     "firefly.parameters": fill,
+    "prdarts.space": (461_320_312_500, 3_019_898_880, 153, 9.21),
+    "prdarts.enumerate": new_ones,
+    "prdarts.deeper": (["wider", "larger-kernel"], deepened),
+    "prdarts.groups": survivors,
+    "prdarts.children": next_child,
+    "prdarts.batch": batch_size,
+    "prdarts.narrower": (narrower, 0, 1),
 }
 
 
@@ -281,6 +395,33 @@ def test_an_answer_that_raises_is_wrong():
         *(("firefly.parameters", wrong, hint) for hint, wrong in WRONG_FILLS.items()),
         ("firefly.parameters", lambda changes, costs, parameters: [], "4 is possible"),
         ("firefly.parameters", lambda changes, costs, parameters: list(range(4)), "costs 71 parameters"),
+        *(("prdarts.space", wrong, hint) for hint, wrong in WRONG_SPACES.items()),
+        ("prdarts.space", (461_320_312_500, 3_019_898_880, 1.5e2, 9.2), "third number"),
+        ("prdarts.space", (461_320_312_500, 3_019_898_880, 15**8 / 8**8, 9.3e9 ** (1 / 8)), "fourth number"),
+        *(("prdarts.enumerate", wrong, hint) for hint, wrong in WRONG_SEARCHES.items()),
+        ("prdarts.enumerate", lambda constraints, steps: [1] * (steps + 1), "you count 1 new ones, and there are 3"),
+        *(("prdarts.deeper", (EXACT, wrong), hint) for hint, wrong in WRONG_OUTPUTS.items()),
+        ("prdarts.deeper", (EXACT | {"deeper"}, deepened), "what stands before them"),
+        ("prdarts.deeper", (EXACT | {"smaller-dilation"}, deepened), "read other pixels"),
+        ("prdarts.deeper", (set(), deepened), "adds zeros and as much padding"),
+        ("prdarts.deeper", ({"larger-kernel"}, deepened), "no weight reads yet"),
+        ("prdarts.deeper", (EXACT, lambda y, eps: (0 * y, 0 * y)), "Not in evaluation mode"),
+        ("prdarts.deeper", (EXACT, lambda y, eps: (deepened(y, eps)[0], 0 * y)), "Not in training mode"),
+        ("prdarts.deeper", (..., lambda y, eps: None), "replace the dots"),
+        *(("prdarts.groups", wrong, hint) for hint, wrong in WRONG_SURVIVORS.items()),
+        ("prdarts.groups", lambda weights, groups, keep: [0], "2 candidates must stay; you keep 1"),
+        *(("prdarts.children", wrong, hint) for hint, wrong in WRONG_CHILDREN.items()),
+        ("prdarts.children", lambda weights, constraints, seen: {}, "is possible in case 1"),
+        ("prdarts.children", lambda weights, constraints, seen: dict(weights), "is not possible in case 1"),
+        *(("prdarts.batch", wrong, hint) for hint, wrong in WRONG_BATCHES.items()),
+        *(("prdarts.narrower", (wrong, *MORE), hint) for hint, wrong in WRONG_NARROWINGS.items()),
+        ("prdarts.narrower", (lambda parent: None, *MORE), "must become sep_conv(kernel=3, dilation=1, expansions=1)"),
+        ("prdarts.narrower", (lambda parent: parent, *MORE), "must become None"),
+        ("prdarts.narrower", (narrower, 1, 0), "turned round"),
+        ("prdarts.narrower", (narrower, 80, 81), "Asked is how many more"),
+        ("prdarts.narrower", (narrower, 3, 3), "expansions never rise"),
+        ("prdarts.narrower", (narrower, 0, 0), "Narrow the leading one of (2, 2)"),
+        ("prdarts.narrower", (narrower, ..., ...), "The numbers are missing"),
     ],
 )
 def test_the_hint_fits_the_mistake(name, answer, hint):
@@ -334,3 +475,117 @@ def test_unequal_shares_are_named():
 
 def test_a_filled_budget_may_be_an_array():
     assert grade("firefly.parameters", lambda *case: np.array(fill(*case), dtype=np.int64)) is None
+
+
+def partitions(number, largest):
+    return 1 if number == 0 else sum(partitions(number - part, part) for part in range(1, min(number, largest) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels", "lists", "total"),
+    [
+        ("DL", [1, 1, 1], [1, 1], 12),
+        ("DR", [1, 2, 1], [1] * 6, 36),
+        ("UR", [1, 2, 1], [partitions(n, n) for n in range(6)], 80),
+    ],
+)
+def test_totals_are_coefficients_of_a_product(name, kernels, lists, total):
+    product = np.convolve(np.convolve(kernels, [1, 1]), lists)[:6].tolist()
+    assert product == new_ones(CONSTRAINTS[name], 5)[: len(product)]
+    assert sum(product) == total
+
+
+@pytest.mark.parametrize(("name", "excluded"), [("DR", [1] * 4), ("UR", [partitions(n, n) for n in range(4)])])
+def test_without_a_dilated_pointwise_a_third_factor_is_missing(name, excluded):
+    all_of_them, without = new_ones(CONSTRAINTS[name], 5), replace(CONSTRAINTS[name], dilated_pointwise=False)
+    assert new_ones(without, 5) == [a - b for a, b in zip(all_of_them, [0, 0, *excluded], strict=True)]
+
+
+def test_deeper_keeps_outputs_that_are_not_negative():
+    torch.manual_seed(0)
+    parent = MorphableConvolution(3, Configuration(3)).double()
+    parent[-1].bias.data.fill_(10.0)
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    child = morph(parent, "deeper", torch.Generator())
+    torch.testing.assert_close(child.eval()(x), parent.eval()(x) / math.sqrt(1 + 1e-5), rtol=1e-12, atol=0)
+    assert function_change(parent.train(), child.train(), x) > 0.5
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5])
+def test_copies_share_their_groups_weight(m):
+    q, alpha = 0.7, torch.zeros(m + 1, dtype=torch.float64)
+    for _ in range(2000):
+        alpha.requires_grad_()
+        (gradient,) = torch.autograd.grad((alpha.softmax(0)[:m].sum() - q) ** 2, alpha)
+        alpha = (alpha - 2 * gradient).detach()
+    weights = alpha.softmax(0).tolist()
+    assert weights == pytest.approx([q / m] * m + [1 - q])
+    paper = weights.index(max(weights))
+    assert (paper < m) == (q > m / (m + 1))
+    assert survivors(weights, ["A"] * m + ["B"], 1) == [0]
+
+
+def test_the_next_child_is_drawn_as_the_paper_says():
+    """Parent, morphism, and both again after a repeat; and as our pools draw it."""
+    constraints, generator = CONSTRAINTS["DR"], torch.Generator().manual_seed(0)
+    three, five, stacked = (Configuration(*parts).name for parts in ((3,), (5,), (3, 1, (1,))))
+    weights = {"max_pool_3x3": 0.2, "skip_connect": 0.1, three: 0.2, five: 0.1, stacked: 0.4}
+    exact, draws = next_child(weights, constraints, set(weights)), 4000
+    drawn, chances = Counter(), torch.tensor(list(weights.values()))
+    while drawn.total() < draws:
+        parent = list(weights)[int(torch.multinomial(chances, 1, generator=generator))]
+        if is_morphable(parent):
+            children = list(morphisms_of(Configuration.parse(parent), constraints).values())
+            child = children[int(torch.randint(len(children), (1,), generator=generator))].name
+            if child not in weights:
+                drawn[child] += 1
+    pool = Pool.of(tuple(weights)).weighed(weights)
+    ours = Counter(pool.replaced(1, 1, constraints, generator).operations[-1] for _ in range(draws))
+    assert set(drawn) == set(ours) == set(exact)
+    for name, chance in exact.items():
+        deviation = math.sqrt(chance * (1 - chance) / draws)
+        assert abs(drawn[name] / draws - chance) < 4 * deviation
+        assert abs(ours[name] / draws - chance) < 4 * deviation
+
+
+@pytest.mark.parametrize(("fixed", "path"), [(0, [24, 128]), (3, [24, 48, 72, 88, 96, 104]), (6, [24])])
+def test_without_the_fixed_part_a_batch_grows_slowly_or_not_at_all(fixed, path):
+    growth = BatchGrowth(24, 8, 128, 9_500_000_000, threshold=1.0)
+    fixed, an_image, tries = fixed * 10**9, 60_000_000, [24]
+    for _ in range(8):
+        tries.append(growth.grown(tries[-1], 0, fixed + an_image * tries[-1]))
+    assert sorted(set(tries)) == path
+    points = [(b, fixed + an_image * b) for b in (24, 32)]
+    assert batch_size(*points, 9_500_000_000, 24, 8, 128) == growth.grown(24, fixed, points[0][1])
+
+
+@pytest.mark.parametrize("widths", [(1,), (1, 1), (2, 1), (2, 2), (3, 2, 2)])
+def test_narrower_undoes_wider(widths):
+    torch.manual_seed(0)
+    parent = MorphableConvolution(3, Configuration(3, expansions=widths)).double()
+    child = narrower(morph(parent, "wider", torch.Generator().manual_seed(1))).double()
+    assert child.configuration == parent.configuration
+    assert function_change(parent, child, torch.randn(2, 3, 5, 5, dtype=torch.float64)) < 1e-12
+
+
+def test_no_rule_undoes_every_widening():
+    one, other = Configuration(3, expansions=(3, 1)), Configuration(3, expansions=(2, 2))
+    assert MORPHISMS["wider"](one) == MORPHISMS["wider"](other)
+
+
+def test_what_narrower_adds_to_the_unrestricted_space():
+    def count(of_equals):
+        frontier = seen = frozenset({Configuration(3)})
+        for _ in range(5):
+            reached = {child for one in frontier for child in morphisms_of(one, CONSTRAINTS["UR"]).values()}
+            for one in frontier:
+                widths = list(one.expansions)
+                largest = max(widths, default=1)
+                if largest > 1:
+                    widths[of_equals(i for i, width in enumerate(widths) if width == largest)] -= 1
+                    reached.add(replace(one, expansions=tuple(widths)))
+            frontier = frozenset(reached) - seen
+            seen |= frontier
+        return len(seen)
+
+    assert (count(max) - 80, count(min) - 80) == MORE
