@@ -71,7 +71,7 @@ _PAINT = """\
           set(part.name, { x: x + width / 2 });
           set(part.strike, { x1: x + 2, x2: x + Math.max(2, width - 2) });
           show(part.strike, dying);
-          part.words.textContent = look[0] + ", weight " + (weight / 1000).toFixed(2) +
+          part.words.textContent = look[0] + ", weight " + (weight / 1000).toFixed(3) +
             (born ? ", born for this cycle" : "") + (dying ? ", pruned after this epoch" : "");
           x += film.unit * weight;
         });
@@ -122,16 +122,34 @@ def _looks(names: Sequence[str]) -> dict[str, _Look]:
     return found
 
 
+def _stayed(before: Sequence[str], after: Sequence[str]) -> set[str]:
+    """Which candidates of a pool are still there in the next cycle.
+
+    They keep their order and stand before the children, so that one which was pruned and came back at once is told
+    from one that stayed, unless it is the first child and stood behind all that stayed.
+    """
+    stayed: set[str] = set()
+    left = iter(before)
+    for name in after:
+        if name not in left:  # takes all up to the name
+            break
+        stayed.add(name)
+    return stayed
+
+
 def _rows(history: Sequence[CycleEpoch], place: int, kind: str) -> list[_Row]:
     """The edges of one kind of cell after one epoch."""
     report = history[place]
     before = next((other for other in reversed(history[:place]) if other.cycle != report.cycle), None)
     after = history[place + 1] if place + 1 < len(history) else report
+    ends = after.cycle != report.cycle
     rows = []
     for edge, weights in enumerate(report.weights(kind)):
         pool = tuple(weights)
-        born = [n for n, name in enumerate(pool) if before is not None and name not in before.pools[kind][edge]]
-        dying = [n for n, name in enumerate(pool) if name not in after.pools[kind][edge]]
+        old = _stayed(before.pools[kind][edge], pool) if before is not None else set(pool)
+        stays = _stayed(pool, after.pools[kind][edge]) if ends else set(pool)
+        born = [n for n, name in enumerate(pool) if name not in old]
+        dying = [n for n, name in enumerate(pool) if name not in stays]
         values = tuple(round(1000 * weight) for weight in weights.values())
         rows.append(_Row(pool, values, tuple(born), tuple(dying)))
     return rows
@@ -264,7 +282,7 @@ def _bar(
         born, dying = place in row.born, place in row.dying
         room = width - _ROOM - (_wide("+ ") if born else 0)
         name = next((name for name in (look.label, look.short) if _wide(name) <= room), "")
-        words = f"{look.label}, weight {weight / 1000:.2f}" + ", born for this cycle" * born
+        words = f"{look.label}, weight {weight / 1000:.3f}" + ", born for this cycle" * born
         words += ", pruned after this epoch" * dying
         inside = [
             tag("title", html.escape(words), class_="words"),

@@ -282,10 +282,8 @@ def descent_in_words(tree: FamilyTree) -> str:
     """How many candidates there were, what is left, and where it comes from."""
     lanes = tree.lanes
     first = sum(lane.parent is None for lane in lanes)
-    summary = (
-        f"A family tree over {tree.cycles} cycle{'s' if tree.cycles > 1 else ''}: {first} candidates in the beginning, "
-        f"{len(lanes) - first} born later."
-    )
+    cycles, candidates = _counted(tree.cycles, "cycle"), _counted(first, "candidate")
+    summary = f"A family tree over {cycles}: {candidates} in the beginning, {len(lanes) - first} born later."
     survivor = next((lane for lane in lanes if lane.survivor), None)
     if survivor is not None:
         steps, lane = [], survivor
@@ -295,6 +293,10 @@ def descent_in_words(tree: FamilyTree) -> str:
         descent = f", by way of {', '.join(reversed(steps))}" if steps else ", which was there from the beginning"
         summary += f" Left in the end is {survivor.label}{descent}."
     return summary
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'s' if number != 1 else ''}"
 
 
 def _weight(weight: float) -> str:
