@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nasbook import processes
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import CellGenotype, Genotype
-from nasbook.networks.stacking import CellOutput, CellPlacement, StemName, build_stem, reduction_positions, stack_cells
+from nasbook.networks.stacking import CELL_OUTPUTS, CellOutput, CellPlacement, StemName, build_stem, reduction_positions, stack_cells
 from nasbook.operations import build_operation
 
 Image = Float[Tensor, "batch channels height width"]
@@ -85,7 +85,7 @@ class DerivedCell(nn.Module):
         if genotype.inputs != 2:
             raise InvalidInput(f"A convolutional cell has 2 input nodes, this genotype has {genotype.inputs}.")
         self.genotype = genotype
-        self.join = placement.join
+        self.join = CELL_OUTPUTS[placement.output]
         self.preprocessing = placement.preprocessing(affine=True)
         self.operations = nn.ModuleList()
         self.drops = nn.ModuleList()

@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
-Image = Float[Tensor, "batch channels height width"]
-
 StemName = Literal["cifar", "imagenet"]
 
 CellOutput = Literal["concatenation", "mean"]
 
-CELL_OUTPUTS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
-    "concatenation": lambda nodes: torch.cat(tuple(nodes), dim=1),
-    "mean": lambda nodes: functools.reduce(torch.add, nodes) / len(nodes),
-}
+
+def _concatenated(nodes: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(nodes), dim=1)
+
+
+def _averaged(nodes: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, nodes) / len(nodes)
+
+
+CELL_OUTPUTS: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {"concatenation": _concatenated, "mean": _averaged}
 """What becomes of a cell's nodes: DARTS concatenates them; PR-DARTS' text takes their mean (§2.2, §3.1)."""
 
 
@@ -52,10 +56,6 @@ class CellPlacement:
     def input_stride(self) -> int:
         """Stride of the edges that leave the cell's inputs."""
         return 2 if self.reduces else 1
-
-    def join(self, nodes: Sequence[Image]) -> Float[Tensor, "batch outputs height width"]:
-        """The cell's output, from the nodes that belong to it."""
-        return CELL_OUTPUTS[self.output](nodes)
 
     def output_channels(self, nodes: int) -> int:
         """Channels of the output of so many nodes."""

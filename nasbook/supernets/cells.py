@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import CellGenotype, Edge, Space
-from nasbook.networks import CellPlacement
+from nasbook.networks import CELL_OUTPUTS, CellPlacement
 from nasbook.operations import ReLUConvolution, build_operation, get_operation
 from nasbook.operations.pointwise import channels_last
 
@@ -78,7 +78,7 @@ class SearchCell(nn.Module):
                 f"a cell here has {placement.channels}."
             )
         self.space = space
-        self.join = placement.join
+        self.join = CELL_OUTPUTS[placement.output]
         self.preprocessing = placement.preprocessing(affine=False)
         self.build_candidates(placement, placement.channels // bottleneck)
         self.narrow = nn.ModuleList(
