@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from nasbook import processes
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import CellGenotype, Genotype
-from nasbook.networks.stacking import CELL_OUTPUTS, CellOutput, CellPlacement, StemName, build_stem, reduction_positions, stack_cells
+from nasbook.networks.stacking import (
+    CELL_OUTPUTS,
+    CellOutput,
+    CellPlacement,
+    StemName,
+    build_stem,
+    reduction_positions,
+    stack_cells,
+)
 from nasbook.operations import build_operation
 
 Image = Float[Tensor, "batch channels height width"]
