@@ -202,7 +202,7 @@ def browse_family_trees(
     """The family tree of any edge, chosen from two menus: the kind of cell and the edge. It needs no kernel.
 
     Trees look as :func:`draw_family_tree` draws them. Whoever points at a lane reads that candidate's life. Where
-    scripts don't run, the first tree shows. The trees of both DARTS cells take about 250 kB. Show it with
+    scripts don't run, the first tree shows. The trees of both DARTS cells take about 300 kB. Show it with
     :func:`show`.
 
     Args:

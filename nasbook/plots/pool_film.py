@@ -206,7 +206,7 @@ def animate_pools(
         kinds: which cells, from top to bottom; all by default.
         space: the space that was searched.
         frames: the most epochs to show; of a longer history the first and last epochs of the cycles come first. Sixty
-            of two DARTS cells take about 130 kB.
+            of two DARTS cells take about 160 kB.
 
     Raises:
         InvalidInput: the history is empty, has no such kind of cell, or belongs to another space.

@@ -162,7 +162,7 @@ def test_configurations_look_the_same_in_every_figure() -> None:
     assert plain["new"].colour != plain[START].colour
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from([MAX, SKIP, *SPACES["UR"]]), min_size=8, max_size=8), st.integers(0, 3))
 def test_cells_of_deep_convolutions_are_legible(names: list[str], shape: int) -> None:
     pairs = [(0, 2), (1, 2), (shape % 2, 3), (2, 3), (shape // 2, 4), (3, 4), (4 - shape % 3, 5), (0, 5)]
