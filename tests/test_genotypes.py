@@ -562,12 +562,15 @@ def test_parse_darts_reads_what_the_authors_print(seed, nodes):
         ("DARTS_V2", "reduction", "max(0) max(1) | skip(2) max(1) | max(0) skip(2) | skip(2) max(1)"),
         ("PC_DARTS_CIFAR", "normal", "sep3(1) skip(0) | sep3(0) dil3(1) | sep5(0) sep3(1) | avg(0) dil3(1)"),
         ("PC_DARTS_CIFAR", "reduction", "sep5(1) max(0) | sep5(1) sep5(2) | sep3(0) sep3(3) | sep3(1) sep3(2)"),
+        ("PR_DARTS_DL1", "normal", "once5(0) once3(1) | once3(1) skip(2) | once3(1) skip(2) | skip(0) skip(2)"),
+        ("PR_DARTS_DL1", "reduction", "once3(0) skip(1) | max(0) once5(2) | once3(0) once3(1) | max(1) once3(4)"),
     ],
 )
 def test_published_cells(name, kind, rows):
     words = {
         "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5", "dil3": "dil_conv_3x3",
         "skip": "skip_connect", "max": "max_pool_3x3", "avg": "avg_pool_3x3",
+        "once3": "sep_conv(kernel=3, dilation=1, expansions=1)", "once5": "sep_conv(kernel=5, dilation=1, expansions=1)",
     }  # fmt: skip
     expected = {
         Edge(int(source), node, words[word])
