@@ -34,6 +34,9 @@ __all__ = [
     "DARTS_V2",
     "PC_DARTS_CIFAR",
     "PR_DARTS_DL1",
+    "PR_DARTS_DL2",
+    "PR_DARTS_DR",
+    "PR_DARTS_UR",
     "PUBLISHED",
     "ZERO",
     "CellGenotype",
@@ -547,12 +550,70 @@ Genotype(
             ('max_pool_3x3', 1), ('sep_conv(kernel=3, dilation=1, expansions=1)', 4)],
     reduce_concat=range(2, 6))
 """)
-"""The first DARTS-like cells of PR-DARTS (Laube & Zell 2019, Fig. 3a)."""
+"""The first DARTS-like cells of PR-DARTS (Laube & Zell 2019, Fig. 3a); Fig. 3's cells are as in its code."""
+
+PR_DARTS_DL2 = parse_darts("""
+Genotype(
+    normal=[('sep_conv(kernel=3, dilation=1, expansions=1)', 0),
+            ('sep_conv(kernel=3, dilation=1, expansions=none)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=none)', 1),
+            ('sep_conv(kernel=7, dilation=1, expansions=1)', 2),
+            ('skip_connect', 0), ('sep_conv(kernel=5, dilation=1, expansions=1)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 1), ('sep_conv(kernel=7, dilation=1, expansions=1)', 4)],
+    normal_concat=range(2, 6),
+    reduce=[('sep_conv(kernel=3, dilation=1, expansions=none)', 0),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 1), ('skip_connect', 2),
+            ('max_pool_3x3', 0), ('sep_conv(kernel=3, dilation=1, expansions=none)', 3),
+            ('sep_conv(kernel=3, dilation=1, expansions=none)', 0), ('skip_connect', 3)],
+    reduce_concat=range(2, 6))
+""")
+"""The second DARTS-like cells of PR-DARTS (Fig. 3b): 4,017,646 parameters at 36 channels and 20 cells."""
+
+PR_DARTS_DR = parse_darts("""
+Genotype(
+    normal=[('sep_conv(kernel=3, dilation=1, expansions=none)', 0),
+            ('sep_conv(kernel=3, dilation=1, expansions=3)', 1),
+            ('sep_conv(kernel=7, dilation=1, expansions=1)', 1), ('sep_conv(kernel=5, dilation=1, expansions=2)', 2),
+            ('skip_connect', 1), ('skip_connect', 3),
+            ('skip_connect', 0), ('skip_connect', 2)],
+    normal_concat=range(2, 6),
+    reduce=[('sep_conv(kernel=5, dilation=1, expansions=2)', 0), ('max_pool_3x3', 1),
+            ('max_pool_3x3', 1), ('sep_conv(kernel=3, dilation=1, expansions=1)', 2),
+            ('max_pool_3x3', 0), ('sep_conv(kernel=3, dilation=1, expansions=3)', 2),
+            ('max_pool_3x3', 0), ('sep_conv(kernel=1, dilation=1, expansions=1)', 3)],
+    reduce_concat=range(2, 6))
+""")
+"""The depth-restricted cells of PR-DARTS (Fig. 3c): 4,248,766 parameters."""
+
+PR_DARTS_UR = parse_darts("""
+Genotype(
+    normal=[('sep_conv(kernel=3, dilation=1, expansions=2)', 0),
+            ('sep_conv(kernel=1, dilation=1, expansions=none)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1-1-1)', 1),
+            ('sep_conv(kernel=5, dilation=1, expansions=none)', 2),
+            ('sep_conv(kernel=1, dilation=1, expansions=1)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1-1)', 2),
+            ('sep_conv(kernel=1, dilation=1, expansions=1)', 3),
+            ('sep_conv(kernel=5, dilation=1, expansions=1-1)', 4)],
+    normal_concat=range(2, 6),
+    reduce=[('sep_conv(kernel=7, dilation=1, expansions=1)', 0),
+            ('sep_conv(kernel=3, dilation=1, expansions=none)', 1),
+            ('sep_conv(kernel=3, dilation=1, expansions=1-1)', 0),
+            ('sep_conv(kernel=3, dilation=1, expansions=1)', 2),
+            ('skip_connect', 0), ('skip_connect', 2),
+            ('sep_conv(kernel=7, dilation=1, expansions=1-1)', 1), ('skip_connect', 2)],
+    reduce_concat=range(2, 6))
+""")
+"""The unrestricted cells of PR-DARTS (Fig. 3d): 5,369,158 parameters, and the worst of the four."""
 
 PUBLISHED = {
     "DARTS_V1": DARTS_V1,
     "DARTS_V2": DARTS_V2,
     "PC_DARTS_CIFAR": PC_DARTS_CIFAR,
     "PR_DARTS_DL1": PR_DARTS_DL1,
+    "PR_DARTS_DL2": PR_DARTS_DL2,
+    "PR_DARTS_DR": PR_DARTS_DR,
+    "PR_DARTS_UR": PR_DARTS_UR,
 }
 """Published genotypes by name, as the command line takes them."""

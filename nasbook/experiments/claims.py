@@ -143,7 +143,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "prdarts.schedule",
-        "Nine cycles with grace epochs, growing pools and no configuration repeated.",
+        "Nine cycles with grace epochs; no configuration returns to an edge while another is left.",
         "Table 1, §3.2.2",
         "exact",
     ),
