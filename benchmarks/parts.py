@@ -48,6 +48,7 @@ from nasbook.operations.pointwise import (
 from nasbook.supernets import FusedCell
 from nasbook.supernets.folded_norm import (
     FoldedNorm,
+    NormPass,
     Statistics,
     fold_norms,
     unfold_gradients,
@@ -311,10 +312,10 @@ def engine_part(node: Node, part: str, trick: str, operations: tuple[str, ...]) 
         return [cell.edges[row](x, coefficients[row]) for row in rows]
 
     def fused(x: Tensor, coefficients: Tensor, *_: Tensor) -> Sequence[Tensor]:
-        statistics: list[Statistics] = []
-        received = departure([x], coefficients, True, EPSILON, statistics)
-        if statistics:
-            update_running_statistics(statistics, MOMENTUM)
+        norms = NormPass(True, EPSILON, [])
+        received = departure([x], coefficients, norms)
+        if norms.statistics:
+            update_running_statistics(norms.statistics, MOMENTUM)
         return [part for _, part in received]
 
     yield contestant(part, trick, "readable", readable, [node.x], [coefficients, *used])

@@ -10,6 +10,8 @@ CPUs, batched matrix products otherwise.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,9 @@ Image = Float[Tensor, "batch channels height width"]
 
 NARROW = 8
 """Up to so many channels a group, one dense product with a block-diagonal matrix is faster than a grouped one."""
+
+MANY = 2**15
+"""From so many numbers on, one map of an image with channels last is faster as a convolution than as a product."""
 
 WIDE = 32
 """From so many channels a group on, products by a convolution's weight gradient are faster than by batched products."""
@@ -44,6 +49,39 @@ def grouped_map(
     y = torch.matmul(maps, x.reshape(batch, groups, inputs, height * width))
     y = y.reshape(batch, groups * outputs, height, width)
     return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+
+def pointwise(
+    x: Float[Tensor, "batch inputs height width"],
+    maps: Float[Tensor, "groups group_outputs group_inputs"],
+    bias: Float[Tensor, " outputs"],
+) -> Float[Tensor, "batch outputs height width"]:
+    """:func:`grouped_map` for autograd: its gradients are made of the calls here, and so as fast as it is itself.
+
+    It can be differentiated any number of times.
+    """
+    return _Pointwise.apply(x, maps, bias)
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, maps: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, maps)
+        return fast_map(x, maps, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, maps = ctx.saved_tensors
+        gradient = in_layout_of(x, gradient)
+        for_x = fast_map(gradient, maps.mT) if ctx.needs_input_grad[0] else None
+        return for_x, grouped_products(x, gradient, len(maps)), channel_sums(gradient)
+
+
+def fast_map(x: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`grouped_map`, which takes a product for one group; here large images take a convolution."""
+    if len(maps) == 1 and x.numel() >= MANY and channels_last(x):
+        return F.conv2d(x, maps[0][:, :, None, None], bias)
+    return grouped_map(x, maps, bias)
 
 
 def grouped_products(

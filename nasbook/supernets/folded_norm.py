@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput
-from nasbook.operations.pointwise import channel_sums, grouped_products
+from nasbook.operations.pointwise import channel_sums, fast_map, grouped_products
 
 Matrices = Float[Tensor, "maps outputs inputs"]
 Vectors = Float[Tensor, "maps outputs"]
@@ -77,6 +77,17 @@ class Statistics:
         return cls(norms, mean.detach().view(rows), variance.detach().view(rows), count)
 
 
+class NormPass(NamedTuple):
+    """How all batch norms of a cell run in one pass."""
+
+    training: bool
+    """Whether they normalise by what they see, or by the running statistics."""
+    epsilon: float
+    """Added to the variance."""
+    statistics: list[Statistics]
+    """What they saw in training; every step of the pass appends to it."""
+
+
 def moments(images: Sequence[Tensor], groups: int) -> Moments:
     """The moments of all groups of several images of one size, one image after another, in float32 at least."""
     count = images[0].numel() // images[0].shape[1]
@@ -127,6 +138,65 @@ def fold_norms(
     norm, mean, variance = fold(weight, moments(images, groups), epsilon)
     statistics.append(Statistics.of(norms, mean, variance, count))
     return norm
+
+
+def folded_norms(
+    weight: Matrices, images: Sequence[Tensor], own: Sequence[nn.BatchNorm2d], norms: NormPass
+) -> tuple[Matrices, Vectors]:
+    """Like :func:`fold_norms` for autograd, with a backward pass of its own: maps and biases.
+
+    It can be differentiated any number of times.
+
+    Args:
+        weight: W, the maps of the groups of the first image, then of the second, and so on.
+        images: what the maps are applied to, all of one size; they may differ in their numbers of groups.
+        own: the batch norms of the maps, in the order of the outputs.
+        norms: how they run.
+
+    Raises:
+        InvalidInput: training with one value per channel, which has no variance.
+    """
+    if not norms.training:
+        folded = fold_norms(weight, images, 0, own, norms.epsilon, False, norms.statistics)
+        return folded.maps, folded.bias
+    maps, bias, mean, variance = _Fold.apply(norms.epsilon, weight, *images)
+    norms.statistics.append(Statistics.of(own, mean, variance, _count(images)))
+    return maps, bias
+
+
+class _Fold(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, epsilon: float, weight: Tensor, *images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        folded, mean, variance = _fold_ragged(epsilon, weight, images)
+        ctx.save_for_backward(weight, *folded, *images)
+        ctx.epsilon = epsilon
+        ctx.mark_non_differentiable(mean, variance)
+        return folded.maps, folded.bias, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, for_maps: Tensor, for_bias: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        kept = len(FoldedNorm._fields)
+        folded, images = FoldedNorm(*saved[:kept]), saved[kept:]
+        with torch.autocast(weight.device.type, enabled=False):
+            if torch.is_grad_enabled():  # to be differentiated again, it must be a function of weight and images
+                folded = _fold_ragged(ctx.epsilon, weight, images)[0]
+            for_weight, quadratic, linear = unfold_gradients(weight, folded, for_maps, for_bias, _count(images))
+            assert quadratic is not None
+            assert linear is not None
+            groups = [image.shape[1] // weight.shape[2] for image in images]
+            parts = zip(images, quadratic.split(groups), linear.split(groups), strict=True)
+            for_images = [fast_map(z, q.to(z.dtype), v.to(z.dtype).flatten()) for z, q, v in parts]
+        return None, for_weight, *for_images
+
+
+def _fold_ragged(epsilon: float, weight: Tensor, images: Sequence[Tensor]) -> tuple[FoldedNorm, Tensor, Tensor]:
+    of_images = [moments([image], image.shape[1] // weight.shape[2]) for image in images]
+    return fold(weight, Moments(*map(torch.cat, zip(*of_images, strict=True))), epsilon)
+
+
+def _count(images: Sequence[Tensor]) -> int:
+    return images[0].numel() // images[0].shape[1]
 
 
 def unfold_gradients(

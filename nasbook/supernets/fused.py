@@ -30,7 +30,7 @@ from nasbook.networks import CellPlacement
 from nasbook.operations import DilatedConvolution, FactorizedReduction, Pool, SeparableConvolution, Zero
 from nasbook.operations.pointwise import grouped_map, in_fast_layout, in_layout_of
 from nasbook.supernets.cells import SearchCell, candidates_of
-from nasbook.supernets.folded_norm import Statistics, fold_norms, update_running_statistics
+from nasbook.supernets.folded_norm import NormPass, fold_norms, update_running_statistics
 from nasbook.supernets.fused_function import NodeCandidates, PoolCandidate, SeparableCandidate, leave_node
 
 if TYPE_CHECKING:
@@ -78,16 +78,16 @@ class FusedCell(SearchCell):
         nodes, entering = self.begin(in_fast_layout(older), in_fast_layout(newer))
         entering = [in_fast_layout(state) for state in entering]
         arriving: list[list[Tensor]] = [[] for _ in range(self.space.nodes)]
-        statistics: list[Statistics] = []
+        norms = NormPass(training, epsilon, [])
         width = inputs * self.space.nodes * entering[0].numel() // self.input_stride**2
         for departure in self._together if width <= TOGETHER else self._alone:
             if departure.sources[0] >= inputs:
                 self.form(nodes, entering, arriving[len(nodes) - inputs])
-            for target, part in departure(entering, coefficients, training, epsilon, statistics):
+            for target, part in departure(entering, coefficients, norms):
                 arriving[target - inputs].append(part)
         self.form(nodes, entering, arriving[-1])
-        if training and tracking and statistics:
-            update_running_statistics(statistics, momentum)
+        if training and tracking and norms.statistics:
+            update_running_statistics(norms.statistics, momentum)
         return self.join(nodes[inputs:])
 
     def train(self, mode: bool = True) -> Self:
@@ -104,29 +104,16 @@ class FusedCell(SearchCell):
 
 
 class Departure(ABC):
-    """All that leaves some nodes of a cell."""
+    """All that leaves one node or several of a cell."""
 
     sources: tuple[int, ...]
     """The nodes."""
 
     @abstractmethod
     def __call__(
-        self,
-        states: Sequence[Tensor],
-        coefficients: Tensor,
-        training: bool,
-        epsilon: float,
-        statistics: list[Statistics],
+        self, states: Sequence[Tensor], coefficients: Tensor, norms: NormPass
     ) -> Iterable[tuple[int, Tensor]]:
-        """Targets and what they receive; notes what the batch norms saw.
-
-        Args:
-            states: of all nodes so far.
-            coefficients: (edges, operations).
-            training: the mode of the batch norms.
-            epsilon: theirs.
-            statistics: gets an entry for each set of norms, in training.
-        """
+        """Targets and what they receive, from the states of all nodes so far; coefficients: (edges, operations)."""
 
 
 class _NodeDeparture(Departure):
@@ -169,12 +156,7 @@ class _NodeDeparture(Departure):
             self.others.append((column, modules))
 
     def __call__(
-        self,
-        states: Sequence[Tensor],
-        coefficients: Tensor,
-        training: bool,
-        epsilon: float,
-        statistics: list[Statistics],
+        self, states: Sequence[Tensor], coefficients: Tensor, norms: NormPass
     ) -> Iterable[tuple[int, Tensor]]:
         if not self.targets:
             return ()
@@ -191,14 +173,14 @@ class _NodeDeparture(Departure):
                 convolutions=self.convolutions,
                 pools=self.pools,
                 skip=self.skip,
-                epsilon=epsilon,
-                training=training,
-                statistics=statistics,
+                epsilon=norms.epsilon,
+                training=norms.training,
+                statistics=norms.statistics,
             )
             parts.append(leave_node(candidates, x, weights))
         if self.reduction is not None:
             column, modules = self.reduction
-            parts.append(leave_reduced(modules, len(self.sources), x, weights[:, column], training, epsilon, statistics))
+            parts.append(leave_reduced(modules, len(self.sources), x, weights[:, column], norms))
         parts += [self._run(modules, x, weights[:, column]) for column, modules in self.others]
         if not parts:  # only zero operations leave
             return ()
@@ -218,9 +200,7 @@ def leave_reduced(
     sources: int,
     x: Tensor,
     weights: Tensor,
-    training: bool,
-    epsilon: float,
-    statistics: list[Statistics],
+    norms: NormPass,
 ) -> Tensor:
     """The skip connections of stride 2: one map of all pixels that either of their convolutions reads.
 
@@ -229,9 +209,7 @@ def leave_reduced(
         sources: how many nodes leave.
         x: (batch, sources·C, height, width), their states side by side.
         weights: a coefficient for every module.
-        training: the mode of the batch norms.
-        epsilon: theirs.
-        statistics: gets what they saw, in training.
+        norms: how the batch norms run.
 
     Returns:
         (batch, targets·C, half height, half width).
@@ -248,8 +226,8 @@ def leave_reduced(
         channels = plain.shape[2]
         maps = torch.cat([F.pad(plain, (0, channels)), F.pad(moved, (channels, 0))], dim=1)
         maps = maps.view(sources, -1, 2 * channels)  # each source to all targets
-        norms = [module.norm for module in ordered]
-        norm = fold_norms(maps, [pixels], sources, norms, epsilon, training, statistics)
+        own = [module.norm for module in ordered]
+        norm = fold_norms(maps, [pixels], sources, own, norms.epsilon, norms.training, norms.statistics)
         scale = weights.view(-1, sources).t().repeat_interleave(channels, dim=1)
         maps = (norm.maps * scale[:, :, None]).transpose(0, 1).reshape(1, -1, 2 * channels * sources)
         return grouped_map(pixels, maps, (norm.bias * scale).sum(0))
