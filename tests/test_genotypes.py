@@ -570,7 +570,8 @@ def test_published_cells(name, kind, rows):
     words = {
         "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5", "dil3": "dil_conv_3x3",
         "skip": "skip_connect", "max": "max_pool_3x3", "avg": "avg_pool_3x3",
-        "once3": "sep_conv(kernel=3, dilation=1, expansions=1)", "once5": "sep_conv(kernel=5, dilation=1, expansions=1)",
+        "once3": "sep_conv(kernel=3, dilation=1, expansions=1)",
+        "once5": "sep_conv(kernel=5, dilation=1, expansions=1)",
     }  # fmt: skip
     expected = {
         Edge(int(source), node, words[word])
