@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import derived_training
 import memory
 import numpy as np
 import parts
+import pools
 import pytest
 import scaling
 import search_step
@@ -177,6 +179,40 @@ def test_the_parts_compute_the_same():
             for measure_of in (lambda g: g.sum(), lambda g: g.square().sum()):
                 sums = [sum(measure_of(g) for g in gradients) for gradients in (found, wanted)]
                 torch.testing.assert_close(*sums, msg=f"gradients of {part}, {way}")
+
+
+def test_pools():
+    rows = pools.measure_pools(TINY, 3, ["DL", "UR"], 3, 2, CPU)
+    assert [(row["space"], row["engine"]) for row in rows] == [
+        ("DARTS", "fused"), ("DL", "readable"), ("DL", "fused"), ("UR", "readable"), ("UR", "fused")
+    ]  # fmt: skip
+    darts, readable, fused = rows[:3]
+    assert (darts["ratio"], darts["saved_ratio"], darts["configurations"]) == (1.0, 1.0, None)
+    assert readable["macs"] == fused["macs"] != darts["macs"]
+    assert fused["saved_bytes"] < readable["saved_bytes"]
+    assert fused["saved_ratio"] == pytest.approx(
+        fused["saved_bytes"] / darts["saved_bytes"] * darts["macs"] / fused["macs"]
+    )
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_drawn_pools_are_different_on_every_edge_and_as_large_as_the_paper_s():
+    space = Space(nodes=3)
+    spaces = pools.draw_pools(space, "DR", random.Random(0))
+    assert set(spaces) == {"normal", "reduction"}
+    drawn = [pool for own in spaces.values() for pool in own.pools]
+    assert len(set(drawn)) == len(drawn) == 2 * len(space.edges)
+    assert {len(pool) for pool in drawn} == {6}
+
+
+def test_the_nearest_of_more_draws_is_no_farther():
+    setting = pools.SETTINGS["quick"]
+    wanted = pools.multiply_adds(setting, dict.fromkeys(setting.space.kinds, setting.space))
+    near = [
+        abs(pools.multiply_adds(setting, pools.nearest_pools(setting, "DL", draws)) - wanted) for draws in (1, 4)
+    ]
+    assert near[1] <= near[0]
 
 
 def test_parts():
