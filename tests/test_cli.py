@@ -49,6 +49,11 @@ def run_all(cases: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 
 MILENAS = ["search", "milenas", *CELL, "--epochs", "2", "--quiet"]
 PC_DARTS = ["search", "pc-darts", *CELL, "--partition", "2", "--epochs", "2", "--quiet"]
+ROOT = "sep_conv(kernel=3, dilation=1, expansions=none)"
+PR_DARTS = ["search", "pr-darts", "--operations", "skip_connect", "max_pool_3x3", ROOT, *CELL[4:],
+            "--cycle-epochs", "1", "2", "1", "--grace-epochs", "0", "1", "0", "--morphisms", "2", "0", "0",
+            "--candidates", "4", "2", "1", "--quiet"]
+GROWING = ["--memory-budget", "0.001", "--batch-size", "16", "--batch-multiple", "16", "--largest-batch", "64"]
 STRETCHABLE = ["search", "stretchable", *CELL, "--epochs", "2", "--quiet"]
 FOLDER = ["--data", "images", "--share", "0.5", "--test-share", "1", "--image-size", "32", "--stem", "imagenet"]
 THIRDS = ["--train-share", "0.34", "--topology-share", "0.33", "--batch-size", "4"]
@@ -68,6 +73,14 @@ GOOD: dict[str, Any] = {
               "--topology-learning-rate", "0.1", "--topology-weight-decay", "0", "--out", "pairs"],
     "pc-darts": [*PC_DARTS, "--frozen-share", "0.5", "--out", "pc-darts"],
     "pc-darts resumed at its end": [*PC_DARTS, "--frozen-share", "0.5", "--out", "pc-darts", "--resume"],
+    "pr-darts": [*PR_DARTS, "--constraints", "UR", "max-depth=3", "--out", "pr-darts"],
+    "pr-darts resumed at its end": [*PR_DARTS, "--constraints", "UR", "max-depth=3", "--out", "pr-darts", "--resume"],
+    "pr-darts as it is": ["search", "pr-darts", *CELL[4:], "--cycle-epochs", *"111111111", "--grace-epochs",
+                          *"000000000", "--batch-size", "256", "--quiet", "--out", "pr-darts as it is"],
+    "pr-darts with a growing batch": [*PR_DARTS, *GROWING, "--cell-output", "mean", "--morphism-choice", "performance",
+                                      "--cycle-cells", "3", "3", "4", "--constraints", "DR", "--out", "growing"],
+    "train a cell of pr-darts": ["train", "pr-darts/genotype.json", *TRAIN, "--out", "pr-darts train"],
+    "draw a cell of pr-darts": ["draw", "pr-darts/genotype.json", "--out", "pr-darts.svg"],
     "draw stretchable": ["draw", "stretchable/genotype.json", "--out", "stretchable.svg"],
     "search on a folder": [*STRETCHABLE, *FOLDER, *THIRDS, "--out", "folder search"],
     "train on a folder": ["train", "folder search/genotype.json", *FOLDER, "--cells", "3", *WITH_ONE_EPOCH,
@@ -89,6 +102,7 @@ GOOD: dict[str, Any] = {
     "help of search milenas": ["search", "milenas", "--help"],
     "help of search stretchable": ["search", "stretchable", "--help"],
     "help of search pc-darts": ["search", "pc-darts", "--help"],
+    "help of search pr-darts": ["search", "pr-darts", "--help"],
     "help of search random-search": ["search", "random-search", "--help"],
     "help of train": ["train", "--help"],
     "help of draw": ["draw", "--help"],
@@ -166,6 +180,30 @@ def test_pc_darts(good, folder):
     assert good["pc-darts resumed at its end"]["changed"] == []
 
 
+def test_pr_darts(good, folder):
+    results = {
+        name: json.loads((folder / name / "result.json").read_text())
+        for name in ("pr-darts", "growing", "pr-darts as it is")
+    }
+    result = results["pr-darts"]
+    assert result["method"] == "pr-darts" and len(result["history"]) == 4
+    assert result["space"]["operations"] == ["skip_connect", "max_pool_3x3", ROOT]
+    own = result["config"]
+    assert (own["cycle_epochs"], own["grace_epochs"], own["candidates"]) == ([1, 2, 1], [0, 1, 0], [4, 2, 1])
+    assert own["constraints"] == {
+        "min_kernel": 1, "max_kernel": 7, "min_dilation": 1, "max_dilation": 2, "max_depth": 3, "max_width": None,
+        "dilated_pointwise": True,
+    }  # fmt: skip
+    assert own["memory_budget"] is None and "epochs" not in own
+    assert good["pr-darts resumed at its end"]["changed"] == []
+    own = results["growing"]["config"]
+    assert (own["memory_budget"], own["cell_output"], own["morphism_choice"]) == (0.001, "mean", "performance")
+    assert (own["cycle_cells"], own["constraints"]["max_width"]) == ([3, 3, 4], 5)
+    initial = ["max_pool_3x3", "avg_pool_3x3", "skip_connect", ROOT]
+    assert results["pr-darts as it is"]["space"]["operations"] == initial
+    assert len(results["pr-darts as it is"]["history"]) == 9
+
+
 def test_a_folder_of_images(good, folder):
     result = json.loads((folder / "folder search" / "result.json").read_text())
     assert (result["config"]["stem"], result["config"]["topology_share"]) == ("imagenet", 0.33)
@@ -240,6 +278,8 @@ RUN = ("--out", "--data", "--scale", "--seed", "--device", "--resume", "--checkp
 OF_A_FOLDER = ("--share", "--test-share", "--image-size", "--limit-gib")
 TOPOLOGY = ("--topology {any-output-edges", "--edges-per-node", "--empty-choice", "--penalty-weight",
             "--topology-learning-rate", "--topology-weight-decay", "--topology-share")
+SCHEDULE = ("--cycle-epochs", "--grace-epochs", "--morphisms", "--candidates", "--cycle-cells", "--cell-output")
+BATCHES = ("--batch-size", "--batch-multiple", "--largest-batch", "--memory-budget", "--morphism-choice")
 TRAINING = ("--channels", "--parameters", "--cells", "--auxiliary", "--stem", "--cutout", "--decay {cosine",
             "--label-smoothing")
 
@@ -253,6 +293,7 @@ TRAINING = ("--channels", "--parameters", "--cells", "--auxiliary", "--stem", "-
         ("help of search milenas", (*RUN, *OF_A_FOLDER, "--train-weight", "--validation-weight")),
         ("help of search stretchable", (*RUN, *OF_A_FOLDER, "--train-weight", *TOPOLOGY)),
         ("help of search pc-darts", (*RUN, *OF_A_FOLDER, "--partition", "--frozen-share")),
+        ("help of search pr-darts", (*RUN, *OF_A_FOLDER, *SCHEDULE, *BATCHES, "--constraints {DL,DR,UR} [COL")),
         ("help of search random-search", (*RUN, "--samples", "--operations")),
         ("help of train", ("GENOTYPE", *RUN, *OF_A_FOLDER, *TRAINING)),
         ("help of draw", ("GENOTYPE", "--out")),
@@ -304,7 +345,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no method": (["search"], "nasbook search needs a METHOD first. One of: darts, milenas, stretchable, "),
     "no experiment": (["reproduce", "--seed", "1"], "nasbook reproduce needs an EXPERIMENT first. One of: darts-"),
     "no genotype": (["train"], "nasbook train needs a GENOTYPE first. A JSON file, or a name from `nasbook list`."),
-    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts' or 'pc-darts'? Valid: darts, "),
+    "method": (["search", "dart"], "Unknown method 'dart'. Did you mean 'darts' or 'pr-darts' or 'pc-darts'? Valid: d"),
     "operation": ([*SEARCH, "--operations", "sep_conv_3x4"], "Unknown operation 'sep_conv_3x4'. Did you mean 'sep_c"),
     "data set": ([*SEARCH, "--data", "digit"], "Unknown data set 'digit'. Did you mean 'digits'?"),
     "config key": ([*SEARCH, "--epoch", "3"], "Did you mean --epochs INT? See nasbook search darts --help."),
@@ -341,6 +382,16 @@ BAD: dict[str, tuple[Any, str]] = {
     "negative penalty": ([*STRETCHABLE, "--penalty-weight", "-1"], "penalty_weight must be at least 0, got -1.0."),
     "partition": ([*PC_DARTS, "--partition", "4"], "partition must divide the channels, got partition=4 and channe"),
     "all epochs frozen": ([*PC_DARTS, "--frozen-share", "1"], "frozen_share must be at least 0 and below 1, got 1.0."),
+    "unknown constraints": ([*PR_DARTS, "--constraints", "URR"], "Unknown constraints 'URR'. Did you mean 'UR'? Valid"),
+    "column of constraints": ([*PR_DARTS, "--constraints", "UR", "depth=3"], "'depth'. Did you mean 'max_depth'"),
+    "value of constraints": ([*PR_DARTS, "--constraints", "UR", "max-depth=a"], "max_depth: expected a whole number o"),
+    "no constraints": ([*PR_DARTS, "--constraints"], "Unknown constraints ''. Valid: DL, DR, UR."),
+    "constraints that allow nothing": ([*PR_DARTS, "--constraints", "DL", "min-kernel=9"], "min_kernel=9 must be at "),
+    "a schedule of another length": ([*PR_DARTS, "--morphisms", "2", "0"], "morphisms must have one number a cycle, 3"),
+    "epochs of cycles": ([*PR_DARTS, "--epochs", "3"], "Unrecognized options: --epochs, 3. Did you mean --cycle-epoc"),
+    "the zero operation": ([*PR_DARTS, "--operations", "none", ROOT], "PR-DARTS has no zero operation (§4.1): leave "),
+    "a name that is not canonical": ([*PR_DARTS, "--operations", "skip_connect", ROOT.replace(" ", "")],
+                                     "'sep_conv(kernel=3,dilation=1,expansions=none)' is not the name of a morphable "),
     "share of the topology": ([*STRETCHABLE, "--topology-share", "0.5"], "topology_share must be at least 0 and leave"),
     "topology": ([*STRETCHABLE, "--topology", "edges"], "Expected one of ('any-output-edges', 'output-edges', 'input-"),
     "label smoothing": (["train", "DARTS_V1", "--label-smoothing", "1", "--out", "x"],
@@ -404,7 +455,8 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 WRONG_USAGE = {"no command", "no method", "no experiment", "no genotype", "method", "config key", "config key of train",
                "experiment", "order", "extra argument", "argument of list", "picture", "no value", "a word",
-               "channels and parameters", "no test images", "topology", "decay"}
+               "channels and parameters", "no test images", "topology", "decay", "unknown constraints",
+               "no constraints", "column of constraints", "value of constraints", "epochs of cycles"}
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import tyro
 
 from nasbook.errors import InvalidInput, unknown_name
+from nasbook.operations import CONSTRAINTS, Constraints
 from nasbook.training import FitConfig, SegmentationConfig
 
 ConfigType = TypeVar("ConfigType")
@@ -166,6 +167,71 @@ class RecordsOptions:
     """Folder of records; by default those that came with the package."""
 
 
+_WORDS: dict[str, dict[str, bool | None]] = {
+    "max_depth": {"none": None},
+    "max_width": {"none": None},
+    "dilated_pointwise": {"true": True, "false": False},
+}
+"""What a column of the constraints may be besides a number, or in its place."""
+
+
+def read_constraints(words: Sequence[str]) -> Constraints:
+    """Constraints of morphisms from a name, and columns that differ: ``UR``, or ``UR max-depth=3``.
+
+    Raises:
+        InvalidInput: there is no such name or column, or a value is not a whole number (or none, where that is allowed;
+            or true or false).
+    """
+    name, changes = words[0] if words else "", words[1:]
+    if name not in CONSTRAINTS:
+        raise unknown_name("constraints", name, CONSTRAINTS)
+    base = CONSTRAINTS[name]
+    values: dict[str, Any] = {}
+    for change in changes:
+        column, _, value = change.partition("=")
+        column = column.replace("-", "_")
+        if column not in asdict(base):
+            raise unknown_name("column of the constraints", column, asdict(base))
+        special = _WORDS.get(column, {})
+        forms = [*([] if True in special.values() else ["a whole number"]), *special]
+        if value.lower() in special:
+            values[column] = special[value.lower()]
+        elif value.isdecimal() and "a whole number" in forms:
+            values[column] = int(value)
+        else:
+            raise InvalidInput(f"{column}: expected {' or '.join(forms)}, got {value!r}.")
+    return replace(base, **values)
+
+
+def write_constraints(constraints: Constraints) -> list[str]:
+    """The fewest words that :func:`read_constraints` reads as these constraints."""
+    own = asdict(constraints)
+    written = [
+        [name, *(f"{column}={own[column]}".lower() for column, value in asdict(base).items() if value != own[column])]
+        for name, base in CONSTRAINTS.items()
+    ]
+    return min(written, key=len)
+
+
+RULES = tyro.constructors.ConstructorRegistry()
+"""How tyro reads types of ours."""
+
+
+@RULES.primitive_rule
+def _constraints_rule(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Constraints] | None:
+    if info.type is not Constraints:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{{{','.join(CONSTRAINTS)}}} [COLUMN=VALUE ...]",
+        instance_from_str=read_constraints,
+        is_instance=lambda value: isinstance(value, Constraints),
+        str_from_instance=write_constraints,
+    )
+
+
 class Usage(InvalidInput):
     """Wrong options or arguments."""
 
@@ -181,7 +247,7 @@ def parse(kind: type[OptionsType], default: OptionsType, prog: str, title: str, 
     """tyro's parser, with its errors as one line."""
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), RULES:
             return tyro.cli(kind, prog=prog, description=title, args=arguments, default=default)
     except SystemExit as stop:
         if not stop.code:
