@@ -432,8 +432,8 @@ class PoolScale(Scale):
     grace_epochs: tuple[int, ...]
     """The first of them, in which α is frozen; about a third, as in Table 1."""
     pool_learning_rate: float
-    """Of Adam on α in PR-DARTS. Rate × steps over all cycles is about 16, as in the paper (6e-4 × 69 epochs without
-    grace × 390 steps of 64 images)."""
+    """Of Adam on α in PR-DARTS. Rate × steps over all cycles is about 16 with batches of ``search_batch`` images, as in
+    the paper (6e-4 × 69 epochs without grace × 390 steps of 64 images)."""
     smallest_batch: int
     """b_min, where the batch follows the memory; elsewhere it is ``search_batch``."""
     largest_batch: int
@@ -453,7 +453,7 @@ _POOL_NUMBERS: dict[str, dict[str, Any]] = {
         "pool_learning_rate": 0.13,
         "smallest_batch": 16,
         "largest_batch": 64,
-        "memory_mib": 24.0,
+        "memory_mib": 16.0,
         "deep_cells": 8,
         "cycle_cells": (3, 3, 3, 3, 3, 4, 5, 6, 8),
     },
@@ -463,7 +463,7 @@ _POOL_NUMBERS: dict[str, dict[str, Any]] = {
         "pool_learning_rate": 0.1,
         "smallest_batch": 16,
         "largest_batch": 64,
-        "memory_mib": 1000.0,
+        "memory_mib": 450.0,
         "deep_cells": 13,
         "cycle_cells": (5, 5, 5, 5, 5, 6, 8, 10, 13),
     },
@@ -473,7 +473,7 @@ _POOL_NUMBERS: dict[str, dict[str, Any]] = {
         "pool_learning_rate": 8e-3,
         "smallest_batch": 24,
         "largest_batch": 128,
-        "memory_mib": 11 * 1024.0,
+        "memory_mib": 5 * 1024.0,
         "deep_cells": 20,
         "cycle_cells": (8, 8, 8, 8, 8, 10, 13, 16, 20),
         "cells": 20,

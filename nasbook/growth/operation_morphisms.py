@@ -72,7 +72,7 @@ def function_change(
     """‖child(x) − parent(x)‖ / ‖parent(x)‖: how much of a function a morphism changed, from 0.
 
     Both are in the mode in which they are; running statistics don't move. It is infinite where only the parent's
-    outputs are all zero.
+    outputs are all zero, and NaN where an output is.
 
     Raises:
         InvalidInput: the outputs have different shapes.
@@ -85,7 +85,7 @@ def function_change(
             f"equal ones. Have both the same channels and stride?"
         )
     change = torch.linalg.vector_norm(after - before)
-    return float(change / torch.linalg.vector_norm(before)) if change > 0 else 0.0
+    return 0.0 if change == 0 else float(change / torch.linalg.vector_norm(before))
 
 
 class _Widths(Growable):

@@ -20,6 +20,8 @@ What the paper leaves open, and what we do:
 * A configuration stands at most once in a pool. One that was pruned may return only where its edge's pool has no other
   child left; it then gets its new parent's weights. Draws are from the exact distribution; the code tries up to 250
   times instead.
+* A child inherits once. The code lets it inherit anew in every cycle in which its parent still stands there.
+* The gradient of α is not clipped; the code clips it at 5.
 * First order, as in the code. A cell's output is the concatenation of its nodes, as in the code and as the published
   sizes need; the text's mean is ``cell_output="mean"``.
 * The batch follows a budget that the configuration names, not the memory that the card has left.
@@ -40,7 +42,7 @@ from nasbook.data import ImageData, Walk
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import ZERO, Space
 from nasbook.methods import darts
-from nasbook.methods.search import SearchReport
+from nasbook.methods.search import EXECUTION, SearchReport
 from nasbook.networks import CELL_OUTPUTS, CellOutput
 from nasbook.operations import CONSTRAINTS, Configuration, Constraints, get_operation, is_morphable
 from nasbook.seeding import fold_seed, generator
@@ -91,7 +93,8 @@ class Config(darts.Config):
     """Most images a step, b_max."""
     memory_budget: float | None = 11.0
     """GiB that a step may take; None for a fixed batch. 11 is the paper's card. What a step takes is measured on CUDA
-    and counted elsewhere, so the batches, and with them the results, depend on the device; with None they don't."""
+    and counted elsewhere, and depends on the engine and on recompute_cells. So the batches, and with them the results,
+    depend on all of these; with None they don't. First order only."""
     order: Literal["first-order", "second-order", "finite-difference"] = "first-order"
     """Form of the architecture gradient."""
     final_learning_rate: float = 0.01
@@ -99,7 +102,8 @@ class Config(darts.Config):
     architecture_learning_rate: float = 6e-4
     """Of Adam on α; its β are (0.5, 0.999)."""
     cell_output: CellOutput = "concatenation"
-    """How nodes become a cell's output: concatenation (the code), or mean (the text)."""
+    """How nodes become a supernet's cell's output: concatenation (the code), or mean (the text). A genotype does not
+    carry it: give :class:`~nasbook.networks.DerivedNetwork` the same."""
     morphism_choice: Literal["uniform", "performance"] = "uniform"
     """How a parent's morphism is drawn: all alike, or by what became of earlier children in the whole cell (§5)."""
     cycle_cells: tuple[int, ...] = ()
@@ -143,6 +147,11 @@ class Config(darts.Config):
             )
         if self.memory_budget is not None:
             require_positive(memory_budget=self.memory_budget)
+            if self.order != "first-order":
+                raise InvalidInput(
+                    f"memory_budget: a step of {self.order} takes more than is measured while α is frozen, when the "
+                    f"batch grows. Give order='first-order', or no budget."
+                )
             if self.largest_batch < self.batch_size:
                 raise InvalidInput(
                     f"largest_batch={self.largest_batch} must be at least batch_size={self.batch_size}, the smallest."
@@ -295,8 +304,8 @@ class Search(darts.Search):
         cycle = self.cycle + 1  # pools count from 1
         found: Pools = {}
         for kind, pools in self._weighed_pools().items():
-            merits = [merit for pool in pools for past in range(1, cycle + 1) for merit in pool.merits(past)]
-            likelihoods = MORPHISM_CHOICES[self.config.morphism_choice](merits)
+            earlier = [some for pool in pools for past in range(1, cycle + 1) for some in pool.first_weights(past)]
+            likelihoods = MORPHISM_CHOICES[self.config.morphism_choice](earlier)
             found[kind] = tuple(
                 pool.pruned(left - children, cycle, keep_convolution=not last).replaced(
                     children,
@@ -381,6 +390,12 @@ class Search(darts.Search):
             memory=self.memory,
             pools={kind: tuple(pool.operations for pool in pools) for kind, pools in self.pools.items()},
         )
+
+    def header(self) -> dict[str, Any]:
+        header = super().header()
+        if self.config.memory_budget is not None:  # then they change the batches, and are more than execution
+            header["config"].update({name: getattr(self.config, name) for name in sorted(EXECUTION)})
+        return header
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,9 @@ _NAME = re.compile(
     rf"sep_conv\(kernel=({_NUMBER}), dilation=({_NUMBER}), expansions=(none|{_NUMBER}(?:-{_NUMBER})*)\)"
 )
 
+_STACKED = re.compile(r"(sep|dil)_conv_([1-9])x\2")
+"""DARTS' own separable convolutions, which are configurations too."""
+
 LAYER = 4
 """Modules of one layer: ReLU, depthwise convolution, pointwise convolution, batch norm."""
 
@@ -77,6 +80,23 @@ class Configuration:
 def is_morphable(name: str) -> bool:
     """Whether this has the form of a morphable convolution's name; :meth:`Configuration.parse` refuses even kernels."""
     return _NAME.fullmatch(name) is not None
+
+
+def configuration_of(name: str) -> Configuration:
+    """The configuration of a separable convolution: a canonical name, or one of DARTS' ``sep_conv_…``, ``dil_conv_…``.
+
+    Raises:
+        InvalidInput: the operation is none.
+    """
+    match = _STACKED.fullmatch(name)
+    if match is not None:
+        kernel = int(match[2])
+        return Configuration(kernel, 1, (1,)) if match[1] == "sep" else Configuration(kernel, 2)
+    if is_morphable(name):
+        return Configuration.parse(name)
+    raise InvalidInput(
+        f"{name!r} is not a separable convolution: it has no kernel size, dilation and expansions to compare."
+    )
 
 
 class MorphableConvolution(nn.Sequential):

@@ -6,16 +6,13 @@ Names go in, numbers come out; :mod:`nasbook.supernets.pools` has the pools them
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 
 from nasbook.errors import InvalidInput, unknown_name
-from nasbook.operations import Configuration, get_operation, is_morphable
+from nasbook.operations import configuration_of, get_operation
 from nasbook.supernets.pools import Pool
 
 _PAIRS = ("different", "all")
-_STACKED = re.compile(r"(sep|dil)_conv_(\d+)x\2")
-"""DARTS' own separable convolutions, which are configurations too."""
 
 
 def similarity(a: str, b: str) -> float:
@@ -23,8 +20,7 @@ def similarity(a: str, b: str) -> float:
 
     0 for candidates of different kinds: identity, pooling, convolution.
 
-    * Poolings have n = 1 parameter, max or average. The paper lists the kernel size too, but all poolings here are
-      3×3, as its own are, and a parameter that can't differ only makes the two more alike.
+    * Poolings have n = 2, their type and their kernel size. All are 3×3 here, so max and average are 2/3 similar.
     * Convolutions have n = 3: kernel, dilation, expansions. Expansions can be partly equal (:func:`_equal_expansions`).
     * The identity has none.
 
@@ -35,21 +31,10 @@ def similarity(a: str, b: str) -> float:
     if get_operation(b).kind != kind:
         return 0.0
     if kind != "convolution":
-        return 1.0 if a == b else 0.5
-    one, other = _configuration(a), _configuration(b)
+        return 1.0 if a == b else 2 / 3
+    one, other = configuration_of(a), configuration_of(b)
     equal = (one.kernel == other.kernel) + (one.dilation == other.dilation)
     return (1 + equal + _equal_expansions(one.expansions, other.expansions)) / 4
-
-
-def _configuration(name: str) -> Configuration:
-    if is_morphable(name):
-        return Configuration.parse(name)
-    match = _STACKED.fullmatch(name)
-    if match is None:
-        raise InvalidInput(
-            f"{name!r} is not a separable convolution: it has no kernel size, dilation and expansions to compare."
-        )
-    return Configuration(int(match[2]), 1, (1,)) if match[1] == "sep" else Configuration(int(match[2]), 2)
 
 
 def _equal_expansions(a: Sequence[int], b: Sequence[int]) -> float:

@@ -63,6 +63,11 @@ class Pool:
         """The names of all candidates that stand or ever stood on the edge."""
         return frozenset(life.operation for life in self.lives)
 
+    def in_cycle(self, cycle: int) -> tuple[str, ...]:
+        """The names of the candidates that stood on the edge in a cycle."""
+        there = [life for life in self.lives if life.born <= cycle and (life.died is None or life.died >= cycle)]
+        return tuple(life.operation for life in there)
+
     def weighed(self, weights: Mapping[str, float]) -> Pool:
         """The same pool with the softmax weights that its candidates ended a cycle with.
 
@@ -141,9 +146,9 @@ class Pool:
             pool = Pool((*pool.lives, replace(choices[place][0], born=cycle + 1)))
         return pool
 
-    def merits(self, cycle: int) -> list[tuple[str, float]]:
-        """For every child in its first cycle: its morphism, and its weight as a multiple of the mean weight."""
-        size = len([life for life in self.lives if life.born <= cycle and (life.died is None or life.died >= cycle)])
+    def first_weights(self, cycle: int) -> list[tuple[str, float]]:
+        """For every child in its first cycle: its morphism, and its weight as a multiple of the pool's mean weight."""
+        size = len(self.in_cycle(cycle))
         return [
             (life.morphism, life.weights[0] * size)
             for life in self.lives
@@ -171,22 +176,22 @@ def possible_children(
     return found
 
 
-def morphism_likelihoods(merits: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """The mean merit of each morphism's children: how §5's weighting of morphisms draws them.
+def morphism_likelihoods(first_weights: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The mean first weight of each morphism's children: how §5's weighting of morphisms draws them.
 
     The children are those of a whole cell, over all of its edges and cycles so far. 1 says that they ended their first
     cycle as strong as the mean of their pools. Morphisms without children yet have 1, and none falls below 0.1.
     """
     by_morphism: dict[str, list[float]] = {}
-    for name, merit in merits:
-        by_morphism.setdefault(name, []).append(merit)
+    for name, weight in first_weights:
+        by_morphism.setdefault(name, []).append(weight)
     return {name: max(0.1, sum(values) / len(values)) for name, values in by_morphism.items()}
 
 
 WeighMorphisms = Callable[[Sequence[tuple[str, float]]], Likelihoods | None]
 
 MORPHISM_CHOICES: dict[str, WeighMorphisms] = {
-    "uniform": lambda merits: None,
+    "uniform": lambda first_weights: None,
     "performance": morphism_likelihoods,
 }
 """How a parent's morphism is drawn: all alike (§3.2), or by the performance of earlier children (proposed in §5)."""

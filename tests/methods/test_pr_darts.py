@@ -141,6 +141,7 @@ def test_the_optimisers_are_the_papers(data):
         ({"cycle_cells": (5, 3, 5), "recompute_cells": 4}, r"^recompute_cells=4 must be at most the cells of every c"),
         ({"memory_budget": 0.0}, r"^memory_budget must be above 0, got 0\.0\.$"),
         ({"memory_budget": math.nan}, r"^memory_budget must be above 0, got nan\.$"),
+        ({"order": "second-order"}, r"^memory_budget: a step of second-order takes more than is measured while α is f"),
         ({"largest_batch": 4}, r"^largest_batch=4 must be at least batch_size=6, the smallest\.$"),
         ({"batch_size": 1}, r"^batch_size must be at least 2"),
         ({"final_learning_rate": -0.1}, r"^final_learning_rate must be at least 0, got -0\.1\.$"),
@@ -596,8 +597,14 @@ def test_a_checkpoint_of_other_settings_is_refused(data, changes, tmp_path):
 
 
 def test_a_checkpoint_is_resumed_with_another_way_to_compute(data, tmp_path):
+    """But where the batch follows the memory, on which that has an effect."""
+    changes = {"engine": "readable", "recompute_cells": 2}
+    search_of(data, settings=FIXED).save(tmp_path / "checkpoint.pt")
+    search_of(data, settings=FIXED, **changes).load(tmp_path / "checkpoint.pt")
     search_of(data).save(tmp_path / "checkpoint.pt")
-    search_of(data, engine="readable", recompute_cells=2).load(tmp_path / "checkpoint.pt")
+    for name, value in changes.items():
+        with pytest.raises(CheckpointError, match=rf"its config\.{name}"):
+            search_of(data, **{name: value}).load(tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match="its seed is 0, this run's is 1"):
         search_of(data, 1).load(tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"its space\.operations"):

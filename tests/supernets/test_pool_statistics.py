@@ -30,7 +30,7 @@ candidates = st.sampled_from([MAX, AVERAGE, SKIP, *SPACES["UR"]])
     ("a", "b", "value"),
     [
         (MAX, MAX, 1.0),
-        (MAX, AVERAGE, 1 / 2),
+        (MAX, AVERAGE, 2 / 3),
         (MAX, SKIP, 0.0),
         (START, SKIP, 0.0),
         (START, MAX, 0.0),
@@ -62,11 +62,11 @@ def test_similarity_is_one_for_equal_candidates_only(a: str, b: str) -> None:
 
 
 def test_similarity_of_a_pool() -> None:
-    assert pool_similarity(INITIAL) == pytest.approx(1 / 2 / 6)  # one pair of two pools
+    assert pool_similarity(INITIAL) == pytest.approx(2 / 3 / 6)  # one pair of two pools
     assert pool_similarity((START, Configuration(5).name, SKIP)) == pytest.approx(3 / 4 / 3)
     assert pool_similarity((SKIP,)) == 1.0
     assert mean_similarity([INITIAL, (SKIP,)]) == pytest.approx((1 / 12 + 1) / 2)
-    assert mean_similarity([INITIAL, (SKIP,)], pairs="all") == pytest.approx(((4 + 2 * 1 / 2) / 16 + 1) / 2)
+    assert mean_similarity([INITIAL, (SKIP,)], pairs="all") == pytest.approx(((4 + 2 * 2 / 3) / 16 + 1) / 2)
 
 
 @given(st.lists(candidates, min_size=1, max_size=6, unique=True))

@@ -624,7 +624,7 @@ def test_possible_children():
     assert pool.replaced(2, 1, point, generator(0)) == pool
 
 
-def test_merits_and_likelihoods():
+def test_first_weights_and_likelihoods():
     five, deep = Configuration(5).name, Configuration(3, 1, (1,)).name
     pool = Pool(
         (
@@ -637,11 +637,11 @@ def test_merits_and_likelihoods():
             Life(Configuration(5, 2).name, 4, five, "larger-dilation"),
         )
     )
-    assert pool.merits(1) == []
-    assert pool.merits(2) == [("larger-kernel", 4 * 0.5), ("deeper", pytest.approx(4 * 0.1))]
-    assert pool.merits(3) == [("larger-kernel", pytest.approx(3 * 0.2))]
-    assert pool.merits(4) == []  # it has not ended
-    merits = [*pool.merits(2), *pool.merits(3), ("smaller-kernel", 0.0)]
+    assert pool.first_weights(1) == []
+    assert pool.first_weights(2) == [("larger-kernel", 4 * 0.5), ("deeper", pytest.approx(4 * 0.1))]
+    assert pool.first_weights(3) == [("larger-kernel", pytest.approx(3 * 0.2))]
+    assert pool.first_weights(4) == []  # it has not ended
+    merits = [*pool.first_weights(2), *pool.first_weights(3), ("smaller-kernel", 0.0)]
     found = {"larger-kernel": pytest.approx(1.3), "deeper": pytest.approx(0.4), "smaller-kernel": 0.1}
     assert morphism_likelihoods(merits) == found == MORPHISM_CHOICES["performance"](merits)
     assert morphism_likelihoods([]) == {}
