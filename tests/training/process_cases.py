@@ -16,7 +16,7 @@ from torch import nn
 from nasbook import processes
 from nasbook.data import loaders
 from nasbook.genotypes import Space
-from nasbook.methods import darts, entrannas, entrannas_dst, milenas, stretchable
+from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pr_darts, stretchable
 from nasbook.networks import DerivedNetwork
 from nasbook.training import Fit, FitConfig, drive, evaluate
 
@@ -28,6 +28,7 @@ specification.loader.exec_module(tiny)
 DATA = tiny.tiny_data()
 FORMS = ("first-order", "second-order", "finite-difference")
 KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "entrannas-dst", "fit")
+POOLS = Space(("skip_connect", pr_darts.INITIAL_SPACE.operations[-1]), nodes=1)
 SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1)  # each batch norm costs two messages a pass
 
 
@@ -48,6 +49,8 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
             "stretchable": (stretchable, {"train_share": 1 / 3, "topology_share": 1 / 3}),
             "entrannas": (entrannas, {"bottleneck": 1, "recompute_cells": 1}),
             "entrannas-dst": (entrannas_dst, {"channels": 4, "bottleneck": 2, "temperature": 0.05}),
+            "pr-darts": (pr_darts, {"cycle_epochs": (1, 1), "grace_epochs": (0, 0), "morphisms": (2, 0),
+                                    "candidates": (3, 1), "memory_budget": None}),
         }.get(kind, (darts, {"order": kind}))
 
         class Search(method.Search):  # type: ignore[name-defined]
@@ -55,7 +58,9 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
                 return super().build_network().double()
 
         settings = {**settings, **more, **changes}
-        run = Search(method.Config(**settings), DATA, SPACE, seed)
+        if method is pr_darts:
+            del settings["epochs"]
+        run = Search(method.Config(**settings), DATA, POOLS if method is pr_darts else SPACE, seed)
     return run
 
 
@@ -69,7 +74,7 @@ def run_to_end(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
     in_double()
     torch.manual_seed(processes.rank())  # the process' own random state must not matter
     run = make_run(kind, epochs=epochs, **changes)
-    assert len(list(run.epochs())) == epochs
+    assert len(list(run.epochs())) == run.total_epochs
     return tiny.ending(run)
 
 
@@ -175,8 +180,16 @@ def join_again() -> None:
         pass
 
 
+GROWING = {"memory_budget": 1.0, "batch_size": 4, "batch_multiple": 4, "largest_batch": 16}
+
 CASES: dict[str, tuple[int, Callable[[], Any]]] = {
     **{f"{kind}, {n}": (n, partial(run_to_end, kind)) for kind in KINDS for n in (1, 2)},
+    **{f"pr-darts, {n}": (n, partial(run_to_end, "pr-darts")) for n in (1, 2)},
+    "pr-darts, by parts": (2, partial(run_to_end, "pr-darts", normalize_by="part")),
+    "pr-darts, growing": (2, partial(run_to_end, "pr-darts", **GROWING)),
+    "pr-darts, interrupted": (2, partial(driven, "pr-darts", "pools.pt", interrupt_second, **GROWING)),
+    "pr-darts, resumed": (2, partial(driven, "pr-darts", "pools.pt", **GROWING)),
+    "pr-darts, odd steps": (2, partial(make_run, "pr-darts", **{**GROWING, "batch_multiple": 3})),
     "fit, 4": (4, partial(run_to_end, "fit")),
     "first-order, by parts": (2, partial(run_to_end, "first-order", normalize_by="part")),
     "fit, by parts": (2, partial(run_to_end, "fit", epochs=2, normalize_by="part")),

@@ -77,6 +77,31 @@ def test_two_processes_make_the_steps_of_one(found, kind, same):
     assert moved.dtype == torch.float64 and moved.abs().max() > 0.01
 
 
+def test_pools_change_alike_in_two_processes(found, same):
+    """Over the end of a cycle: the same are pruned, the same are born, with the same weights."""
+    [alone], [first, second] = values(found, "pr-darts, 1"), values(found, "pr-darts, 2")
+    same(second, first)
+    assert [life["born"] for life in alone["pools"]["normal"][0]] == [1, 1, 2, 2]
+    assert [life["died"] for life in alone["pools"]["normal"][0]].count(1) == 1
+    compare(first, alone)
+    first, second = values(found, "pr-darts, by parts")
+    same(second, first)
+    assert furthest(first["history"][0]["coefficients"], alone["history"][0]["coefficients"])[0] > 1e-4
+
+
+def test_a_batch_grows_alike_in_two_processes(found, same):
+    first, second = values(found, "pr-darts, growing")
+    same(second, first)
+    sizes = first["measured"][:, 3].tolist()
+    assert sizes[:6] == [4, 4, 4, 4, 4, 16] and first["memory"] > 0
+    assert values(found, "pr-darts, interrupted") == [("interrupted", 0, 5)] * 2
+    for resumed in values(found, "pr-darts, resumed"):
+        same(resumed, first)
+    assert errors(found, "pr-darts, odd steps") == [
+        ("InvalidInput", "batch_multiple must be a multiple of the 2 processes.")
+    ] * 2
+
+
 def test_four_processes_make_the_steps_of_one(found, same):
     [alone], replicas = values(found, "fit, 1"), values(found, "fit, 4")
     for replica in replicas[1:]:
