@@ -65,7 +65,7 @@ def test_similarity_of_a_pool() -> None:
     assert pool_similarity(INITIAL) == pytest.approx(2 / 3 / 6)  # one pair of two pools
     assert pool_similarity((START, Configuration(5).name, SKIP)) == pytest.approx(3 / 4 / 3)
     assert pool_similarity((SKIP,)) == 1.0
-    assert mean_similarity([INITIAL, (SKIP,)]) == pytest.approx((1 / 12 + 1) / 2)
+    assert mean_similarity([INITIAL, (SKIP,)]) == pytest.approx((1 / 9 + 1) / 2)
     assert mean_similarity([INITIAL, (SKIP,)], pairs="all") == pytest.approx(((4 + 2 * 2 / 3) / 16 + 1) / 2)
 
 
