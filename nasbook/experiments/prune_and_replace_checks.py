@@ -458,8 +458,8 @@ def _judge_batch(record: Record) -> Verdict:
     numbers = (
         f"memory is a straight line in the batch up to {bend:.2%}; expected from the smallest batch, by "
         f"{errors[0]:+.1%} to {errors[1]:+.1%} more than counted; every cycle begins with {smallest} images and ends "
-        f"with {', '.join(str(row['sizes'][-1]) for row in cycles)}, each the largest that fits; with the smallest batch a "
-        f"pass takes {min(ratios):.2f} to {max(ratios):.2f} times as long"
+        f"with {', '.join(str(row['sizes'][-1]) for row in cycles)}, each the largest that fits; with the smallest "
+        f"batch a pass takes {min(ratios):.2f} to {max(ratios):.2f} times as long"
     )
     return exact(right, numbers)
 
