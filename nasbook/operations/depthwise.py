@@ -12,7 +12,9 @@ The two functions are each other's derivatives, so that they can be differentiat
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nasbook.errors import InvalidInput
 from nasbook.operations.pointwise import channels_last, in_layout_of
 
 Image = Float[Tensor, "batch channels height width"]
@@ -44,9 +47,26 @@ def depthwise_products(x: Image, y: Image, kernel: int, dilation: int = 1) -> Ke
     return _products(x, y, kernel, dilation)
 
 
-def strided_depthwise(x: Image, weight: Kernels) -> Float[Tensor, "batch channels half_height half_width"]:
-    """Every channel convolved by its own kernel of odd size with stride 2, padded by half the kernel."""
-    return _StridedDepthwise.apply(x, weight)
+def depthwise_side_by_side(
+    images: Sequence[Image], order: Sequence[int], weight: Kernels, dilation: int = 1, stride: int = 1
+) -> Float[Tensor, "batch repeated new_height new_width"]:
+    """The depthwise convolution of several images side by side, each as often as wanted.
+
+    For the backward pass the images are kept, not their copies.
+
+    Args:
+        images: of one size.
+        order: places of images; their channels follow each other in this order.
+        weight: a kernel for every channel then.
+        dilation: distance of the taps.
+        stride: 1 or 2; the padding is half a kernel, so that the size stays, or is halved, rounded up.
+
+    Raises:
+        InvalidInput: stride 2 with a dilation above 1.
+    """
+    if stride == 2 and dilation > 1:
+        raise InvalidInput(f"A dilation of {dilation} has no fast gradients at stride 2; use F.conv2d.")
+    return _SideBySide.apply(tuple(order), dilation, stride, weight, *images)
 
 
 def strided_products(
@@ -80,7 +100,7 @@ def strided_products(
 def strided_input_gradient(
     x: Image, weight: Kernels, gradient: Float[Tensor, "batch channels half_height half_width"]
 ) -> Image:
-    """The gradient of ``x`` in :func:`strided_depthwise`; of ``x`` only the size counts."""
+    """The input's gradient of a depthwise convolution of stride 2, padded by half its kernel; of ``x`` the size counts."""
     half = weight.shape[-1] // 2
     odd = [(size + 1) % 2 for size in x.shape[2:]]  # what a transposed convolution can't know: even sizes lose a pixel
     return F.conv_transpose2d(gradient, weight, None, 2, half, odd, weight.shape[0])
@@ -127,19 +147,45 @@ class _Depthwise(torch.autograd.Function):
         return for_x, for_weight, None
 
 
-class _StridedDepthwise(torch.autograd.Function):
+class _SideBySide(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, stride=2, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    def forward(
+        ctx: Any, order: tuple[int, ...], dilation: int, stride: int, weight: Tensor, *images: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(weight, *images)
+        ctx.order, ctx.dilation, ctx.stride = order, dilation, stride
+        x = _side_by_side(images, order)
+        if stride == 1:
+            return _convolve(x, weight, dilation)
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *images = ctx.saved_tensors
+        x = _side_by_side(images, ctx.order)
         gradient = in_layout_of(x, gradient)
-        for_x = strided_input_gradient(x, weight, gradient) if ctx.needs_input_grad[0] else None
-        for_weight = strided_products(x, gradient, weight.shape[-1]) if ctx.needs_input_grad[1] else None
-        return for_x, for_weight
+        for_x = for_weight = None
+        if any(ctx.needs_input_grad[4:]):
+            if ctx.stride == 1:
+                for_x = depthwise(gradient, turned(weight), ctx.dilation)
+            else:
+                for_x = strided_input_gradient(x, weight, gradient)
+        if ctx.needs_input_grad[3]:
+            if ctx.stride == 1:
+                for_weight = depthwise_products(x, gradient, weight.shape[-1], ctx.dilation)
+            else:
+                for_weight = strided_products(x, gradient, weight.shape[-1])
+        if for_x is None:
+            return None, None, None, for_weight, *(None for _ in images)
+        blocks: list[list[Tensor]] = [[] for _ in images]
+        for place, block in zip(ctx.order, for_x.chunk(len(ctx.order), dim=1), strict=True):
+            blocks[place].append(block)
+        for_images = [functools.reduce(torch.add, some) if some else None for some in blocks]
+        return None, None, None, for_weight, *for_images
+
+
+def _side_by_side(images: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    return images[order[0]] if len(order) == 1 else torch.cat([images[place] for place in order], dim=1)
 
 
 class _DepthwiseProducts(torch.autograd.Function):

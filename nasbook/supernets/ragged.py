@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbook.operations import Configuration, FactorizedReduction, MorphableConvolution, Zero
-from nasbook.operations.depthwise import depthwise, strided_depthwise
+from nasbook.operations.depthwise import depthwise, depthwise_side_by_side
 from nasbook.operations.morphable import LAYER
 from nasbook.operations.pointwise import in_layout_of, pointwise
 from nasbook.operations.registry import get_operation
@@ -35,7 +35,7 @@ from nasbook.supernets.folded_norm import NormPass, folded_norms
 from nasbook.supernets.fused import Departure, FusedCell, leave_reduced
 from nasbook.supernets.fused_function import NodeCandidates, PoolCandidate, leave_node
 
-SMALL = 2**15
+SMALL = 2**17
 """Convolutions run side by side while the image of a node has at most so many numbers."""
 
 
@@ -177,28 +177,32 @@ class _Chain:
         skips = stride == 2 and (dilation % 2 == 0 or self.reach == 0)
         if skips:  # they read every other row and column only; among these the stride is 1
             dilation, stride = max(dilation // 2, 1), 1
-        images = [sources[one.source].every_other if skips else sources[one.source].h for one in self.candidates]
-        return self._depthwise(0, images[0] if len(images) == 1 else torch.cat(images, dim=1), dilation, stride)
+        read = dict.fromkeys(one.source for one in self.candidates)
+        images = [sources[source].every_other if skips else sources[source].h for source in read]
+        weight = self._kernels(0, images[0], dilation)
+        reach = weight.shape[-1] // 2
+        order = [list(read).index(one.source) for one in self.candidates]
+        if stride == 1 or dilation == 1:
+            return depthwise_side_by_side(images, order, weight, dilation if reach else 1, stride)
+        wide = torch.cat([images[place] for place in order], dim=1)
+        return F.conv2d(wide, weight, None, stride, dilation * reach, dilation, groups=len(weight))
 
     def go_on(self, layer: int, image: Tensor) -> Tensor:
         """What the depthwise convolutions of a later layer give."""
-        return self._depthwise(layer, image, self.dilation, 1)
+        weight = self._kernels(layer, image, self.dilation)
+        return depthwise(image, weight, self.dilation if weight.shape[-1] > 1 else 1)
 
     def maps(self, layer: int) -> Tensor:
         """The pointwise convolutions of a layer: (groups, outputs, inputs)."""
         return torch.stack([module.weight for module in self.layers[layer][1]]).flatten(2)
 
-    def _depthwise(self, layer: int, image: Tensor, dilation: int, stride: int) -> Tensor:
+    def _kernels(self, layer: int, image: Tensor, dilation: int) -> Tensor:
+        """The depthwise kernels of a layer, all of one size."""
         reach = min(self.reach, (max(image.shape[2:]) - 1) // dilation)  # farther taps see nothing but padding
         modules = self.layers[layer][0]
         borders = [reach - module.kernel_size[0] // 2 for module in modules]  # below zero, they cut the kernel
         weights = [F.pad(m.weight, [b] * 4) if b else m.weight for m, b in zip(modules, borders, strict=True)]
-        weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(image.dtype)
-        if stride == 1:
-            return depthwise(image, weight, dilation if reach else 1)
-        if dilation == 1:
-            return strided_depthwise(image, weight)
-        return F.conv2d(image, weight, None, stride, dilation * reach, dilation, groups=len(weight))
+        return (weights[0] if len(weights) == 1 else torch.cat(weights)).to(image.dtype)
 
 
 class _Convolutions(_Part):
