@@ -48,7 +48,11 @@ def depthwise_products(x: Image, y: Image, kernel: int, dilation: int = 1) -> Ke
 
 
 def depthwise_side_by_side(
-    images: Sequence[Image], order: Sequence[int], weight: Kernels, dilation: int = 1, stride: int = 1
+    images: Sequence[Image],
+    order: Sequence[int],
+    weight: Float[Tensor, "repeated 1 kernel kernel"],
+    dilation: int = 1,
+    stride: int = 1,
 ) -> Float[Tensor, "batch repeated new_height new_width"]:
     """The depthwise convolution of several images side by side, each as often as wanted.
 
@@ -100,7 +104,7 @@ def strided_products(
 def strided_input_gradient(
     x: Image, weight: Kernels, gradient: Float[Tensor, "batch channels half_height half_width"]
 ) -> Image:
-    """The input's gradient of a depthwise convolution of stride 2, padded by half its kernel; of ``x`` the size counts."""
+    """The input's gradient of a depthwise convolution of stride 2, padded by half its kernel; x tells its size."""
     half = weight.shape[-1] // 2
     odd = [(size + 1) % 2 for size in x.shape[2:]]  # what a transposed convolution can't know: even sizes lose a pixel
     return F.conv_transpose2d(gradient, weight, None, 2, half, odd, weight.shape[0])
