@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nasbook.operations.depthwise import depthwise, depthwise_products, turned
+from nasbook.errors import InvalidInput
+from nasbook.operations.depthwise import depthwise, depthwise_products, depthwise_side_by_side, turned
 
 many = settings(derandomize=True, deadline=None, max_examples=80)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -208,3 +209,36 @@ def test_inputs_stay_as_they_are():
         x, weight, gradient = given_
         torch.autograd.grad(depthwise(x, weight, 2), (x, weight), gradient)
         assert all(torch.equal(a, b) for a, b in zip(given_, kept, strict=True))
+
+
+def both_side_by_side(order, kernel, dilation, stride, layout, size):
+    """Outputs, first and second derivatives: with copies kept and without."""
+    torch.manual_seed(0)
+    images = [torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout) for _ in range(2)]
+    weight = torch.randn(3 * len(order), 1, kernel, kernel, dtype=torch.float64)
+    leaves = [image.requires_grad_() for image in images] + [weight.requires_grad_()]
+    wide = torch.cat([images[place] for place in order], dim=1)
+    padding = dilation * (kernel // 2)
+    expected = F.conv2d(wide, weight, None, stride, padding, dilation, groups=len(weight))
+    received = torch.randn(expected.shape, dtype=torch.float64)
+    weights = [torch.randn(leaf.shape, dtype=torch.float64) for leaf in leaves]
+    for output in (depthwise_side_by_side(images, order, weight, dilation, stride), expected):
+        first = torch.autograd.grad((output * received).sum(), leaves, create_graph=True, materialize_grads=True)
+        loss = sum((value * own).sum() for value, own in zip(first, weights, strict=True))
+        yield [output, *first, *torch.autograd.grad(loss, leaves, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("order", [(0,), (1, 0), (1, 1, 0, 1), (1,)])
+@pytest.mark.parametrize(("dilation", "stride"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_images_side_by_side(order, kernel, dilation, stride, layout):
+    for size in ((6, 7), (2, 3)):
+        for value, expected in zip(*both_side_by_side(order, kernel, dilation, stride, layout, size), strict=True):
+            close(value, expected)
+
+
+def test_side_by_side_asks_for_what_it_can_do():
+    x, weight = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
+    with pytest.raises(InvalidInput, match="A dilation of 2 has no fast gradients at stride 2"):
+        depthwise_side_by_side([x], [0], weight, dilation=2, stride=2)

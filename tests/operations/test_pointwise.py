@@ -1,11 +1,14 @@
 """Grouped pointwise maps and the sums that belong to them, against the same sums written out."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import nasbook.operations.pointwise
 from nasbook.operations.pointwise import (
     channel_sums,
     channels_last,
@@ -13,6 +16,7 @@ from nasbook.operations.pointwise import (
     grouped_products,
     in_fast_layout,
     in_layout_of,
+    pointwise,
     repeat_channels,
     sum_copies,
 )
@@ -178,3 +182,25 @@ def test_the_fast_layout_of_a_cpu_has_channels_last_and_the_same_values():
     assert channels_last(in_fast_layout(x)) and torch.equal(in_fast_layout(x), x)
     gap = torch.randn(2, 3, 4, 10)[..., ::2]
     assert torch.equal(in_layout_of(x, gap), gap) and in_layout_of(x, gap).is_contiguous()
+
+
+@many
+@given(sizes, st.sampled_from(LAYOUTS), st.booleans(), st.integers(0, 2**20))
+def test_a_pointwise_map_has_the_derivatives_of_the_grouped_map(size, layout, large, seed):
+    torch.manual_seed(seed)
+    batch, groups, inputs, outputs, height, width = size.values()
+    x = images(layout, batch, groups * inputs, height, width)
+    leaves = [x, torch.randn(groups, outputs, inputs).double(), torch.randn(groups * outputs).double()]
+    received = torch.randn(batch, groups * outputs, height, width).double()
+    directions = [torch.randn(leaf.shape).double() for leaf in leaves]
+    results = []
+    with mock.patch.object(nasbook.operations.pointwise, "MANY", 0 if large else 2**60):
+        for apply in (pointwise, written_map):
+            own = [leaf.detach().clone(memory_format=torch.preserve_format).requires_grad_() for leaf in leaves]
+            output = apply(*own)
+            first = torch.autograd.grad((output * received).sum(), own, create_graph=True)
+            # The bias has a constant gradient; of the two others each depends on the other.
+            loss = sum((value * way).sum() for value, way in zip(first[:2], directions[:2], strict=True))
+            results.append([output, *first, *torch.autograd.grad(loss, own[:2])])
+    for value, expected in zip(*results, strict=True):
+        close(value, expected)

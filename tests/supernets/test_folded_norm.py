@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from nasbook.errors import InvalidInput
 from nasbook.operations.pointwise import grouped_map
 from nasbook.supernets.folded_norm import (
+    NormPass,
     Statistics,
     fold,
     fold_norms,
+    folded_norms,
     moments,
     unfold_gradients,
     update_running_statistics,
@@ -233,3 +235,48 @@ def test_statistics_belong_to_no_graph():
     statistics: list[Statistics] = []
     folded.folded(True, statistics)
     assert not statistics[0].mean.requires_grad and not statistics[0].variance.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_of_images_with_different_numbers_of_groups(training):
+    """Maps, biases, their first and second derivatives, and what is noted: as by batch norms behind the maps."""
+    torch.manual_seed(0)
+    groups = (1, 3)
+    images = [torch.randn(4, 2 * count, 3, 2, dtype=torch.float64).requires_grad_() for count in groups]
+    weight = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    own = [nn.BatchNorm2d(3, affine=False).double().train(training) for _ in range(4)]
+    received = [torch.randn(4, 3 * count, 3, 2, dtype=torch.float64) for count in groups]
+    leaves = [weight, *images]
+    directions = [torch.randn(leaf.shape, dtype=torch.float64) for leaf in leaves]
+    norms = NormPass(training, EPSILON, [])
+
+    def folded() -> list[Tensor]:
+        maps, bias = folded_norms(weight, images, own, norms)
+        parts = zip(images, maps.split(groups), bias.split(groups), strict=True)
+        return [grouped_map(image, some, level.flatten()) for image, some, level in parts]
+
+    def behind() -> list[Tensor]:
+        parts = [norm(part) for norm, part in zip(own, torch.cat(
+            [grouped_map(image, some) for image, some in zip(images, weight.split(groups), strict=True)], dim=1
+        ).chunk(4, dim=1), strict=True)]  # fmt: skip
+        return [parts[0], torch.cat(parts[1:], dim=1)]
+
+    results = []
+    for run in (folded, behind):
+        outputs = run()
+        loss = sum((output * own_part).sum() for output, own_part in zip(outputs, received, strict=True))
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        again = sum((value * way).sum() for value, way in zip(first, directions, strict=True))
+        results.append([*outputs, *first, *torch.autograd.grad(again, leaves)])
+    for value, expected in zip(*results, strict=True):
+        close(value, expected)
+    assert len(norms.statistics) == training
+
+
+def test_a_row_that_belongs_to_no_norm_is_left_out():
+    norm = nn.BatchNorm2d(2)
+    seen = Statistics.of([None, norm], torch.tensor([9.0, 9.0, 1.0, 2.0]), torch.tensor([9.0, 9.0, 0.5, 1.0]), 3)
+    update_running_statistics([seen], 0.5)
+    assert torch.equal(norm.running_mean, torch.tensor([0.5, 1.0]))
+    assert torch.equal(norm.running_var, torch.tensor([0.875, 1.25]))
+    assert norm.num_batches_tracked == 1
