@@ -80,6 +80,8 @@ GOOD: dict[str, Any] = {
     "pr-darts with a growing batch": [*PR_DARTS, *GROWING, "--cell-output", "mean", "--morphism-choice", "performance",
                                       "--cycle-cells", "3", "3", "4", "--constraints", "DR", "--out", "growing"],
     "train a cell of pr-darts": ["train", "pr-darts/genotype.json", *TRAIN, "--out", "pr-darts train"],
+    "train a cell of means": ["train", "growing/genotype.json", *TRAIN, "--cell-output", "mean", "--out", "means"],
+    "train it concatenated": ["train", "growing/genotype.json", *TRAIN, "--out", "concatenated"],
     "draw a cell of pr-darts": ["draw", "pr-darts/genotype.json", "--out", "pr-darts.svg"],
     "draw stretchable": ["draw", "stretchable/genotype.json", "--out", "stretchable.svg"],
     "search on a folder": [*STRETCHABLE, *FOLDER, *THIRDS, "--out", "folder search"],
@@ -199,6 +201,13 @@ def test_pr_darts(good, folder):
     own = results["growing"]["config"]
     assert (own["memory_budget"], own["cell_output"], own["morphism_choice"]) == (0.001, "mean", "performance")
     assert (own["cycle_cells"], own["constraints"]["max_width"]) == ([3, 3, 4], 5)
+    said = good["pr-darts with a growing batch"]["out"]
+    assert "nasbook train growing/genotype.json --scale quick --data digits --cell-output mean\n" in said
+    sizes = [
+        int(re.match(r"([\d,]+) parameters", good[name]["out"])[1].replace(",", ""))
+        for name in ("train a cell of means", "train it concatenated")
+    ]
+    assert sizes[0] < sizes[1]
     initial = ["max_pool_3x3", "avg_pool_3x3", "skip_connect", ROOT]
     assert results["pr-darts as it is"]["space"]["operations"] == initial
     assert len(results["pr-darts as it is"]["history"]) == 9
@@ -281,7 +290,7 @@ TOPOLOGY = ("--topology {any-output-edges", "--edges-per-node", "--empty-choice"
 SCHEDULE = ("--cycle-epochs", "--grace-epochs", "--morphisms", "--candidates", "--cycle-cells", "--cell-output")
 BATCHES = ("--batch-size", "--batch-multiple", "--largest-batch", "--memory-budget", "--morphism-choice")
 TRAINING = ("--channels", "--parameters", "--cells", "--auxiliary", "--stem", "--cutout", "--decay {cosine",
-            "--label-smoothing")
+            "--label-smoothing", "--cell-output {con")
 
 
 @pytest.mark.parametrize(

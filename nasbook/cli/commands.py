@@ -72,6 +72,8 @@ def _search(arguments: list[str]) -> None:
     again = ["nasbook", "train", str(options.out / "genotype.json"), "--scale", options.scale, *_same_data(options)]
     if getattr(method.Search, "evaluates_as_deep", False):
         again += ["--cells", str(options.config.cells)]
+    if getattr(options.config, "cell_output", "concatenation") != "concatenation":
+        again += ["--cell-output", options.config.cell_output]
     print(f"train it: {shlex.join(again)}")
 
 
@@ -107,7 +109,8 @@ def _train(arguments: list[str]) -> None:
     from nasbook.training import Fit
 
     data = _load(options)
-    channels, form = options.channels, {"stem": options.stem, "in_channels": data.channels}
+    form = {"stem": options.stem, "in_channels": data.channels, "cell_output": options.cell_output}
+    channels = options.channels
     if options.parameters is not None:
         channels = channels_for(options.parameters, genotype, options.cells, data.classes, **form)
         found = parameters_of(genotype, channels, options.cells, data.classes, **form)

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import tyro
 
 from nasbook.errors import InvalidInput, unknown_name
+from nasbook.networks import CellOutput
 from nasbook.operations import CONSTRAINTS, Constraints
 from nasbook.training import FitConfig, SegmentationConfig
 
@@ -83,6 +84,8 @@ class TrainOptions(RunOptions):
     """Add an auxiliary head (images of 32 pixels, or of 224 with the imagenet stem)."""
     stem: str = "cifar"
     """cifar keeps the resolution, imagenet divides it by 8."""
+    cell_output: CellOutput = "concatenation"
+    """How nodes become a cell's output; as the search had it."""
     config: tyro.conf.OmitArgPrefixes[FitConfig]
     """How to train."""
 
