@@ -31,6 +31,7 @@ from nasbook.operations import (
     Constraints,
     MorphableConvolution,
     get_operation,
+    is_morphable,
     morphisms_of,
     obtainable,
 )
@@ -50,6 +51,11 @@ WITHOUT = {"DL": 12, "DR": 32, "UR": 73}
 
 EXACT_MORPHISMS = ("larger-kernel", "wider")
 """Those that keep the function (§3.2, 1 and 2)."""
+
+
+def _number(value: float | None) -> float:
+    """A measured number; NaN where it was not finite, for which a record has None."""
+    return np.nan if value is None else value
 
 
 # --- configurations and spaces ----------------------------------------------------------------------------------------
@@ -85,6 +91,7 @@ def _judge_configurations(record: Record) -> Verdict:
     without = values["without_dilated_pointwise"]
     right = (
         totals == TOTALS
+        and all(len(steps) == 6 for steps in values["reached"].values())  # step 0 and five more
         and without == WITHOUT
         and values["names"] == sum(totals.values())
         and (values["parameters"], values["macs"]) == (3_174_166, 491_200_128)
@@ -97,7 +104,8 @@ def _judge_configurations(record: Record) -> Verdict:
 def _judge_space(record: Record) -> Verdict:
     values = record.measurements[0].values
     ratio = values["cells"] / values["darts_cells"]
-    right = values["cells"] == 180 * 15**8 and round(ratio) == 153 and f"{values['cells']:.1e}" == "4.6e+11"
+    counted = (values["cells"], values["darts_cells"]) == (180 * 15**8, 180 * 8**8)
+    right = counted and round(ratio) == 153 and f"{values['cells']:.1e}" == "4.6e+11"
     numbers = f"{values['cells']:.3e} cells, {ratio:.1f} times DARTS' {values['darts_cells']:.2e} (not 9.3e+09)"
     return exact(right, numbers)
 
@@ -177,12 +185,15 @@ def _trained_convolutions(search: pr_darts.Search) -> list[tuple[MorphableConvol
 
 def _judge_morphisms(record: Record) -> Verdict:
     values = record.measurements[0].values
+    largest = {name: [_number(mode["largest"]) for mode in modes.values()] for name, modes in values.items()}
+    means = {name: _number(modes["training"]["mean"]) for name, modes in values.items()}
     exactly_equal = [name for name in values if name in EXACT_MORPHISMS or name.endswith("kernel 1")]
-    kept = all(values[name][mode]["largest"] < 1e-10 for name in exactly_equal for mode in values[name])
-    others = [name for name in values if name not in exactly_equal]
-    changed = len(others) == 4 and all(1e-3 < values[name]["training"]["mean"] < np.inf for name in others)
-    exactly = ", ".join(f"{name} {max(m['largest'] for m in values[name].values()):.0e}" for name in EXACT_MORPHISMS)
-    texts = ", ".join(f"{name} {values[name]['training']['mean']:.2f}" for name in others)
+    others = [name for name in MORPHISMS if name not in EXACT_MORPHISMS]
+    complete = set(values) - set(exactly_equal) == set(others) and set(EXACT_MORPHISMS) <= set(values)
+    kept = all(change < 1e-10 for name in exactly_equal for change in largest[name])
+    changed = complete and all(1e-3 < means[name] < np.inf for name in others)
+    exactly = ", ".join(f"{name} {np.max(largest[name]):.0e}" for name in EXACT_MORPHISMS if name in values)
+    texts = ", ".join(f"{name} {means[name]:.2f}" for name in others if name in values)
     return exact(kept and changed, f"largest relative change: {exactly}; mean of the others in training mode: {texts}")
 
 
@@ -232,6 +243,8 @@ def violations(pool: Pool, constraints: Constraints) -> list[str]:
     config = pr_darts.Config()
     cycles = len(config.candidates)
     found = []
+    if {life.operation for life in pool.lives if life.born == 1} != set(pr_darts.INITIAL_SPACE.operations):
+        found.append("cycle 1: not the initial candidates")
     for cycle in range(1, cycles + 1):
         living = [life for life in pool.lives if life.born <= cycle and (life.died is None or life.died >= cycle)]
         names = [life.operation for life in living]
@@ -273,13 +286,16 @@ def _birth_violations(
         if life.parent not in {parent.operation for parent in left}:
             found.append(f"cycle {cycle}: {life.operation} has a parent that did not stay")
             continue
-        way = morphisms_of(Configuration.parse(str(life.parent)), constraints)
+        parent = str(life.parent)
+        way = morphisms_of(Configuration.parse(parent), constraints) if is_morphable(parent) else {}
         if life.morphism not in way or way[life.morphism].name != life.operation:
             found.append(f"cycle {cycle}: {life.operation} is no child of {life.parent}")
         if life.operation in seen and reachable - seen:
             found.append(f"cycle {cycle}: {life.operation} came back though there were others left")
         seen.add(life.operation)
         standing.add(life.operation)
+    if len(newborn) > wanted:
+        found.append(f"cycle {cycle}: {len(newborn)} children, and {wanted} were to be born")
     if len(newborn) < wanted and reachable - standing:
         found.append(f"cycle {cycle}: {len(newborn)} children of {wanted}, though others could have been born")
     return found
@@ -289,7 +305,7 @@ def schedule(workplace: Workplace) -> dict[str, Any]:
     """Random histories of edges in the three spaces: rules that they break, configurations that came back.
 
     And α in one search: how far weights are from equal, at most, in grace epochs, and at least, in each cycle's last
-    epoch; and how many cycles began with all weights equal.
+    epoch; and how many grace epochs and cycles there were.
     """
     config = pr_darts.Config()
     found: dict[str, Any] = {
@@ -314,19 +330,21 @@ def _alpha_over_cycles(workplace: Workplace) -> dict[str, float]:
     search = pr_darts.Search(pr_darts_config(scale), workplace.data, pr_darts_space(scale), workplace.seed)
     in_grace, at_end = [], []
     for report in search.epochs():
-        apart = max(
-            abs(weight - 1 / len(weights))
-            for kind in report.pools
-            for weights in report.weights(kind)
-            for weight in weights.values()
+        apart = np.max(
+            [
+                abs(weight - 1 / len(weights))
+                for kind in report.pools
+                for weights in report.weights(kind)
+                for weight in weights.values()
+            ]
         )
         if report.grace:
             in_grace.append(apart)
         elif search.finished or search.cycle_of(search.epoch)[0] != search.cycle:
             at_end.append(apart)
     return {
-        "largest_in_grace": max(in_grace),
-        "least_at_end": min(at_end),
+        "largest_in_grace": float(np.max(in_grace)),
+        "least_at_end": float(np.min(at_end)),
         "grace_epochs": len(in_grace),
         "cycles": len(at_end),
     }
@@ -335,8 +353,10 @@ def _alpha_over_cycles(workplace: Workplace) -> dict[str, float]:
 def _judge_schedule(record: Record) -> Verdict:
     values = record.measurements[0].values
     cycles = values["cycles"]
-    alpha = values["alpha"]
-    frozen = alpha["largest_in_grace"] < 1e-7 < 1e-3 < alpha["least_at_end"]  # float32's rounding; learned
+    alpha = {name: _number(value) for name, value in values["alpha"].items()}
+    every_cycle = (alpha["grace_epochs"], alpha["cycles"]) == (sum(grace := record.scale["grace_epochs"]), len(grace))
+    equal = min(grace) > 0 and alpha["largest_in_grace"] < 1e-7  # but for float32's rounding
+    learned = alpha["least_at_end"] > 1e-3
     broken = sum(values[name]["broken"] for name in CONSTRAINTS)
     returns = ", ".join(f"{name} {values[name]['came_back']:.2f}" for name in CONSTRAINTS)
     numbers = (
@@ -345,7 +365,8 @@ def _judge_schedule(record: Record) -> Verdict:
         f"{alpha['largest_in_grace']:.0e} in {alpha['grace_epochs']} grace epochs, by {alpha['least_at_end']:.2f} or "
         f"more at the end of each of {alpha['cycles']} cycles"
     )
-    return exact(cycles == TABLE_1 and frozen and broken == 0, numbers)
+    right = cycles == TABLE_1 and every_cycle and equal and learned and broken == 0 and values["histories"] > 0
+    return exact(right, numbers)
 
 
 register(
@@ -362,6 +383,9 @@ register(
 
 
 # --- the batch --------------------------------------------------------------------------------------------------------
+
+ATTEMPTS = 5
+"""Steps from one attempt to enlarge the batch to the next (§3.3)."""
 
 
 def batch(workplace: Workplace) -> dict[str, Any]:
@@ -409,7 +433,7 @@ def batch(workplace: Workplace) -> dict[str, Any]:
             }
         )
         taken.clear()
-    return {"batch_sizes": list(sizes), "limit": limit, "every": 5, "cycles": rows}
+    return {"batch_sizes": list(sizes), "limit": limit, "every": ATTEMPTS, "cycles": rows}
 
 
 def _bend(used: list[int], sizes: list[int]) -> float:
@@ -438,9 +462,11 @@ def _seconds_a_pass(search: pr_darts.Search, size: int) -> float:
 
 def _judge_batch(record: Record) -> Verdict:
     values = record.measurements[0].values
-    cycles, smallest = values["cycles"], values["batch_sizes"][0]
-    bend = max(row["bend"] for row in cycles)
-    errors = [min(row["error"][0] for row in cycles), max(row["error"][1] for row in cycles)]
+    cycles, scale = values["cycles"], record.scale
+    sizes = values["batch_sizes"]
+    smallest = sizes[0]
+    bend = np.max([_number(row["bend"]) for row in cycles])
+    errors = [end([_number(row["error"][place]) for row in cycles]) for place, end in enumerate((np.min, np.max))]
     changes = [
         [place for place in range(1, len(row["sizes"])) if row["sizes"][place] != row["sizes"][place - 1]]
         for row in cycles
@@ -448,11 +474,15 @@ def _judge_batch(record: Record) -> Verdict:
     right = (
         bend < 0.01
         and errors[0] > -0.01  # more than was expected would not fit
-        and all(row["sizes"][0] == smallest for row in cycles)
-        and all(place % values["every"] == 0 for places in changes for place in places)
+        and len(cycles) == len(scale["cycle_epochs"])
+        and smallest == scale["smallest_batch"]
+        and values["limit"] == int(0.95 * scale["memory_mib"] * 2**20)
+        and values["every"] == ATTEMPTS
+        and all(row["sizes"][0] == smallest and set(row["sizes"]) <= set(sizes) for row in cycles)
+        and all(place % ATTEMPTS == 0 for places in changes for place in places)
         and all(row["sizes"] == sorted(row["sizes"]) for row in cycles)
         and all(row["sizes"][-1] == row["largest"] and row["most"] <= values["limit"] for row in cycles)
-        and any(changes)
+        and any(changes[:-1])  # a batch that grew is small again in the next cycle
     )
     ratios = [row["seconds"]["smallest"] / row["seconds"]["grown"] for row in cycles]
     numbers = (
