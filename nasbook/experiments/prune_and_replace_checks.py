@@ -156,7 +156,7 @@ def morphisms(workplace: Workplace) -> dict[str, Any]:
             mode: {"mean": float(np.mean(values)), "largest": float(np.max(values)), "count": len(values)}
             for mode, values in changes[name].items()
         }
-        for name in sorted(changes, key=lambda name: list(MORPHISMS).index(name.split(",")[0]))
+        for name in sorted(changes, key=lambda name: (list(MORPHISMS).index(name.split(",")[0]), name))
     }
 
 
@@ -465,8 +465,9 @@ def _judge_batch(record: Record) -> Verdict:
     cycles, scale = values["cycles"], record.scale
     sizes = values["batch_sizes"]
     smallest = sizes[0]
-    bend = np.max([_number(row["bend"]) for row in cycles])
-    errors = [end([_number(row["error"][place]) for row in cycles]) for place, end in enumerate((np.min, np.max))]
+    bend = float(np.max([_number(row["bend"]) for row in cycles]))  # NaN where one is
+    ends = (np.min, np.max)
+    errors = [float(end([_number(row["error"][place]) for row in cycles])) for place, end in enumerate(ends)]
     changes = [
         [place for place in range(1, len(row["sizes"])) if row["sizes"][place] != row["sizes"][place - 1]]
         for row in cycles
