@@ -269,13 +269,14 @@ def test_random_histories_break_no_rule(space):
             assert len(life.weights) == (life.died or 9) - life.born + 1
 
 
-def lived(constraints=CONSTRAINTS["UR"], seed=0, start=INITIAL, at=0, prune=None, bear=None):
-    """A random history in which one cycle's pruning or births are another's work."""
+def lived(constraints=CONSTRAINTS["UR"], seed=0, start=INITIAL, at=0, prune=None, bear=None, favourite=None):
+    """A random history in which one cycle's pruning or births are another's work; a favourite is always strongest."""
     config, draws = pr_darts.Config(), torch.Generator().manual_seed(seed)
     pool = Pool.of(start)
     for cycle, (children, left) in enumerate(zip(config.morphisms, config.candidates, strict=True), start=1):
         weights = torch.rand(len(pool.operations), generator=draws, dtype=torch.float64).softmax(0).tolist()
-        pool = pool.weighed(dict(zip(pool.operations, weights, strict=True)))
+        weighed = dict(zip(pool.operations, weights, strict=True))
+        pool = pool.weighed({name: 1.0 if name == favourite else weight for name, weight in weighed.items()})
         if prune and cycle == at:
             pool = prune(pool, left - children, cycle)
         else:
@@ -390,6 +391,17 @@ def test_a_broken_rule_is_said_once(fault):
     at, way, said = FAULTS[fault]
     (text,) = checks.violations(lived(at=at, **way), CONSTRAINTS["UR"])
     assert text == f"cycle {at}: {said}"
+
+
+def test_the_last_pruning_spares_no_convolution():
+    """Before it, the strongest convolution stays, however weak."""
+    constraints = CONSTRAINTS["UR"]
+    right = lived(favourite="skip_connect")
+    assert right.operations == ("skip_connect",) and checks.violations(right, constraints) == []
+    spared = lived(favourite="skip_connect", at=9, prune=lambda pool, keep, cycle: pool.pruned(keep, cycle))
+    assert is_convolution(spared.living[0])
+    found = checks.violations(spared, constraints)
+    assert found == ["cycle 9: a stronger candidate was pruned and a weaker one kept"]
 
 
 def test_other_candidates_and_other_constraints_are_found():
