@@ -155,7 +155,12 @@ CLAIMS: tuple[Claim, ...] = (
         "§4.3",
         "trend",
     ),
-    Claim("prdarts.prune", "Progressive pruning alone beats DARTS at equal budget.", "§4.3", "trend"),
+    Claim(
+        "prdarts.prune",
+        "Progressive pruning alone beats DARTS at equal budget (a hypothesis of the paper).",
+        "§4.3",
+        "trend",
+    ),
     Claim("entrannas.transit", "A Transit-cell equals the derived sub-graph with the same weights.", "§2.2", "exact"),
     Claim(
         "entrannas.sharing", "Feature sharing needs 5·K instead of 14·K parametric operations a cell.", "§2.3", "exact"

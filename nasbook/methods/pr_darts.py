@@ -50,8 +50,8 @@ from nasbook.supernets import (
     MORPHISM_CHOICES,
     Life,
     Pool,
+    PoolSoftmax,
     SearchNetwork,
-    SoftmaxRelaxation,
     inherit,
 )
 from nasbook.training import BatchGrowth, accuracy, cosine, memory_meter
@@ -348,8 +348,8 @@ class Search(darts.Search):
         cells = config.cycle_cells[self.cycle] if config.cycle_cells else config.cells
         return SearchNetwork(spaces, config.channels, cells, self.data.classes, **self.network_options())
 
-    def build_relaxation(self, space: Space) -> SoftmaxRelaxation:
-        return SoftmaxRelaxation(space, scale=0.0)  # all candidates equally weighted (§3.2.2)
+    def build_relaxation(self, space: Space) -> PoolSoftmax:
+        return PoolSoftmax(space, scale=0.0)  # all candidates equally weighted (§3.2.2)
 
     def network_options(self) -> dict[str, Any]:
         return {**super().network_options(), "cell_output": self.config.cell_output}

@@ -27,7 +27,14 @@ from nasbook.supernets.pools import (
     possible_children,
 )
 from nasbook.supernets.ragged import FusedRaggedCell
-from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation, connected_cell, strongest_edges
+from nasbook.supernets.relaxations import (
+    PoolSoftmax,
+    Relaxation,
+    SoftmaxRelaxation,
+    connected_cell,
+    softmax_relaxation,
+    strongest_edges,
+)
 from nasbook.supernets.search_network import (
     ENGINE_CELLS,
     ENGINES,
@@ -67,6 +74,7 @@ __all__ = [
     "PartialMixedOperation",
     "PartialNetwork",
     "Pool",
+    "PoolSoftmax",
     "Relaxation",
     "SearchCell",
     "SearchNetwork",
@@ -88,6 +96,7 @@ __all__ = [
     "possible_children",
     "require_partition",
     "similarity",
+    "softmax_relaxation",
     "strongest_connections",
     "strongest_edges",
 ]

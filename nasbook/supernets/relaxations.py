@@ -52,28 +52,45 @@ class Relaxation(nn.Module, ABC):
 class SoftmaxRelaxation(Relaxation):
     """DARTS: a softmax over the candidates of each edge (Eq. 2). ``alpha`` is α, (edges, operations).
 
-    Where edges have pools of their own, each softmax is over its pool, and the other columns of a row are zero.
-
     Args:
         space: the cell space.
         scale: standard deviation of the initial α (DARTS: 1e-3), so that all candidates start equal.
     """
 
-    takes_pools: ClassVar[bool] = True
-    absent: Tensor | None
-
     def __init__(self, space: Space, scale: float = 1e-3) -> None:
         super().__init__(space)
         self.alpha = nn.Parameter(scale * torch.randn(len(space.edges), len(space.operations)))
-        absent = torch.tensor([[name not in pool for name in space.operations] for pool in space.pools])
-        self.register_buffer("absent", absent if space.pools else None, persistent=False)
 
     def coefficients(self) -> Float[Tensor, "edges operations"]:
-        alpha = self.alpha if self.absent is None else self.alpha.masked_fill(self.absent, -math.inf)
-        return alpha.softmax(dim=-1)  # Eq. 2
+        return self.alpha.softmax(dim=-1)  # Eq. 2
 
     def derive(self) -> CellGenotype:
         return strongest_edges(self.coefficients(), self.space)
+
+
+class PoolSoftmax(SoftmaxRelaxation):
+    """A softmax over the pool of each edge (PR-DARTS §2.2, with 𝒪 of this edge); the other columns of a row are zero.
+
+    Args:
+        space: a cell space whose edges have pools of their own.
+        scale: standard deviation of the initial α.
+    """
+
+    takes_pools: ClassVar[bool] = True
+    absent: Tensor
+
+    def __init__(self, space: Space, scale: float = 1e-3) -> None:
+        super().__init__(space, scale)
+        absent = torch.tensor([[name not in space.candidates(*e) for name in space.operations] for e in space.edges])
+        self.register_buffer("absent", absent, persistent=False)
+
+    def coefficients(self) -> Float[Tensor, "edges operations"]:
+        return self.alpha.masked_fill(self.absent, -math.inf).softmax(dim=-1)
+
+
+def softmax_relaxation(space: Space) -> SoftmaxRelaxation:
+    """DARTS' relaxation of a space, over the pool of each edge where it has one."""
+    return PoolSoftmax(space) if space.pools else SoftmaxRelaxation(space)
 
 
 def strongest_edges(weights: Float[Tensor, "edges operations"], space: Space) -> CellGenotype:

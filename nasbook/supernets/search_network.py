@@ -27,7 +27,7 @@ from nasbook.operations.pointwise import in_fast_layout
 from nasbook.supernets.cells import SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
 from nasbook.supernets.ragged import FusedRaggedCell
-from nasbook.supernets.relaxations import Relaxation, SoftmaxRelaxation
+from nasbook.supernets.relaxations import Relaxation, softmax_relaxation
 
 EngineName = Literal["fused", "readable"]
 
@@ -110,7 +110,7 @@ class SearchNetwork(nn.Module):
         *,
         in_channels: int = 3,
         stem: StemName | str = "cifar",
-        relaxation: Callable[[Space], Relaxation] = SoftmaxRelaxation,
+        relaxation: Callable[[Space], Relaxation] = softmax_relaxation,
         engine: EngineName | str = "fused",
         recompute_cells: int = 0,
         engine_cells: EngineCells | str = "all",

@@ -33,8 +33,6 @@ class AnnealedSoftmax(SoftmaxRelaxation):
         derivation: the rule Ω of Eq. 4; it is given the logarithms of the coefficients.
     """
 
-    takes_pools: ClassVar[bool] = False
-
     def __init__(self, space: Space, temperature: float = 1.0, derivation: Derivation = strongest_edges) -> None:
         require_positive(temperature=temperature)
         super().__init__(space)

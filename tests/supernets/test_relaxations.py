@@ -17,12 +17,14 @@ from nasbook.supernets import (
     EdgeNormalizedRelaxation,
     InputEdges,
     OutputEdges,
+    PoolSoftmax,
     Relaxation,
     SearchNetwork,
     SharedCell,
     SoftmaxRelaxation,
     SparseRelaxation,
     StrongestOutputs,
+    softmax_relaxation,
     strongest_edges,
 )
 
@@ -118,7 +120,7 @@ RAGGED = Space(("a", "b", "c"), nodes=2).with_pools(
 
 
 def test_a_softmax_over_each_pool():
-    relaxation = SoftmaxRelaxation(RAGGED).double()
+    relaxation = PoolSoftmax(RAGGED).double()
     assert relaxation.alpha.shape == (5, 3)
     two, three = math.log(2), math.log(3)
     relaxation.alpha.data = torch.tensor(
@@ -132,7 +134,7 @@ def test_a_softmax_over_each_pool():
     assert bool(((found == 0) == (expected == 0)).all())  # zero itself, not nearly
     cell = relaxation.derive()
     assert cell.edges == (Edge(0, 2, "b"), Edge(1, 2, "c"), Edge(1, 3, "a"), Edge(2, 3, "b"))
-    alike = SoftmaxRelaxation(RAGGED, scale=0.0).coefficients()
+    alike = PoolSoftmax(RAGGED, scale=0.0).coefficients()
     assert torch.equal(alike, torch.tensor([[1 / 2, 1 / 2, 0], [0, 0, 1], [1 / 3] * 3, [1 / 2, 0, 1 / 2], [0, 1, 0]]))
 
 
@@ -140,7 +142,7 @@ def test_a_softmax_over_each_pool():
 @given(st.integers(0, 2**32))
 def test_what_an_edge_does_not_have_gets_no_gradient_and_changes_nothing(seed):
     torch.manual_seed(seed)
-    relaxation = SoftmaxRelaxation(RAGGED, scale=2.0).double()
+    relaxation = PoolSoftmax(RAGGED, scale=2.0).double()
     present = torch.tensor([[name in pool for name in RAGGED.operations] for pool in RAGGED.pools])
     weights = torch.randn(5, 3, dtype=torch.float64)
     (relaxation.coefficients() * weights).sum().backward()
@@ -162,7 +164,7 @@ def test_what_an_edge_does_not_have_gets_no_gradient_and_changes_nothing(seed):
 
 def test_the_second_derivatives_are_finite_too():
     """A second-order search differentiates the softmax twice."""
-    relaxation = SoftmaxRelaxation(RAGGED, scale=1.0).double()
+    relaxation = PoolSoftmax(RAGGED, scale=1.0).double()
     present = torch.tensor([[name in pool for name in RAGGED.operations] for pool in RAGGED.pools])
 
     def loss(alpha):
@@ -178,13 +180,26 @@ def test_the_second_derivatives_are_finite_too():
 
 
 def test_the_mask_is_no_part_of_the_state_and_follows_the_device():
-    relaxation = SoftmaxRelaxation(RAGGED)
+    relaxation = PoolSoftmax(RAGGED)
     assert list(relaxation.state_dict()) == ["alpha"]
     assert relaxation.to("meta").coefficients().device.type == "meta"
-    assert SoftmaxRelaxation(DARTS_SPACE).absent is None
+    assert type(softmax_relaxation(RAGGED)) is PoolSoftmax
+    assert type(softmax_relaxation(DARTS_SPACE)) is SoftmaxRelaxation
 
 
-@pytest.mark.parametrize("kind", [AnnealedSoftmax, SparseRelaxation, InputEdges, OutputEdges, AnyOutputEdges])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SoftmaxRelaxation,
+        EdgeNormalizedRelaxation,
+        StrongestOutputs,
+        AnnealedSoftmax,
+        SparseRelaxation,
+        InputEdges,
+        OutputEdges,
+        AnyOutputEdges,
+    ],
+)
 def test_relaxations_that_know_no_pools_refuse_them(kind):
     pools = [("max_pool_3x3",), ("skip_connect", "max_pool_3x3"), ("skip_connect",)] * 3
     space = Space(nodes=3).with_pools(pools)
@@ -195,9 +210,8 @@ def test_relaxations_that_know_no_pools_refuse_them(kind):
         SearchNetwork(space, 2, 3, relaxation=kind)
 
 
-@pytest.mark.parametrize("kind", [SoftmaxRelaxation, EdgeNormalizedRelaxation, StrongestOutputs])
-def test_what_the_others_do_not_have_is_zero(kind):
-    relaxation = kind(RAGGED)
+def test_what_an_edge_does_not_have_is_zero():
+    relaxation = PoolSoftmax(RAGGED)
     relaxation.alpha.data.normal_()
     present = torch.tensor([[name in pool for name in RAGGED.operations] for pool in RAGGED.pools])
     coefficients = relaxation.coefficients()
