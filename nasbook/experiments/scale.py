@@ -432,8 +432,8 @@ class PoolScale(Scale):
     grace_epochs: tuple[int, ...]
     """The first of them, in which α is frozen; about a third, as in Table 1."""
     pool_learning_rate: float
-    """Of Adam on α in PR-DARTS. Rate × steps over all cycles is 14 to 17 with batches of ``search_batch`` images; in the
-    paper it is 16 (6e-4 × 69 epochs without grace × 390 steps of 64 images)."""
+    """Of Adam on α in PR-DARTS. Rate × steps over all cycles is 14 to 17 with batches of ``search_batch`` images; it is
+    16 in the paper (6e-4 × 69 epochs without grace × 390 steps of 64 images)."""
     smallest_batch: int
     """b_min, where the batch follows the memory; elsewhere it is ``search_batch``."""
     largest_batch: int
