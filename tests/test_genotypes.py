@@ -18,6 +18,9 @@ from nasbook.genotypes import (
     DARTS_V2,
     PC_DARTS_CIFAR,
     PR_DARTS_DL1,
+    PR_DARTS_DL2,
+    PR_DARTS_DR,
+    PR_DARTS_UR,
     PUBLISHED,
     CellGenotype,
     Edge,
@@ -589,6 +592,9 @@ def test_the_names_of_the_published_cells():
         "DARTS_V2": DARTS_V2,
         "PC_DARTS_CIFAR": PC_DARTS_CIFAR,
         "PR_DARTS_DL1": PR_DARTS_DL1,
+        "PR_DARTS_DL2": PR_DARTS_DL2,
+        "PR_DARTS_DR": PR_DARTS_DR,
+        "PR_DARTS_UR": PR_DARTS_UR,
     }
 
 

@@ -24,12 +24,27 @@ def data():
     return load_images("digits").take(96, 40)
 
 
-def search_of(name, data, seed=0, **changes):
-    method = METHODS[name]
+def config_of(name, **changes):
     # Two channels can neither be parted in four nor pass a bottleneck of four.
     none = {"bottleneck": 1}
-    more = {"random-search": {"samples": 2}, "pc-darts": {"partition": 2}, "entrannas": none, "entrannas-dst": none}
-    return method.Search(method.Config(**{**SMALL, **more.get(name, {}), **changes}), data, SPACE, seed)
+    # PR-DARTS has as many epochs as its cycles; these prune and have no children, which the space could not give.
+    cycles = {"cycle_epochs": (1, 1), "grace_epochs": (0, 0), "morphisms": (0, 0), "candidates": (2, 1)}
+    more = {
+        "random-search": {"samples": 2},
+        "pc-darts": {"partition": 2},
+        "entrannas": none,
+        "entrannas-dst": none,
+        "pr-darts": {**cycles, "memory_budget": None},
+    }
+    settings = {**SMALL, **more.get(name, {}), **changes}
+    if name == "pr-darts":
+        del settings["epochs"]
+    return METHODS[name].Config(**settings)
+
+
+def search_of(name, data, seed=0, **changes):
+    space = replace(SPACE, operations=SPACE.choices) if name == "pr-darts" else SPACE  # which knows no zero operation
+    return METHODS[name].Search(config_of(name, **changes), data, space, seed)
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------
@@ -130,7 +145,7 @@ def test_too_few_images_for_a_batch(name, data):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_operation(name, data):
     method = METHODS[name]
-    config = method.Config(**{**SMALL, "channels": 8})
+    config = config_of(name, channels=8)
     with pytest.raises(InvalidInput, match=r"Unknown operation 'sep_conv_3x4'. Did you mean 'sep_conv_3x3'"):
         method.Search(config, data, Space(("sep_conv_3x4",), nodes=2))
 

@@ -436,7 +436,7 @@ def test_fig_2_of_one_cell_without_grace_in_words() -> None:
         "Curves over 3 epochs in 2 cycles. Validation accuracy goes from 2 % to 5 %, training accuracy from 2 % to 6 %."
         " A step has 64 images. In the reduction cell, poolings from 50 % to "
     )
-    assert "their similarity goes from 0.08 to " in words
+    assert "their similarity goes from 0.11 to " in words
     assert "A step has from 42 to 62 images." in cycles_in_words(HISTORY)
     for draw in (plot_cycles, cycles_in_words):
         with pytest.raises(InvalidInput, match="history is empty"):
