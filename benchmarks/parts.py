@@ -238,7 +238,7 @@ def pointwise_part(node: Node, last: bool) -> Iterator[Contestant]:
     def forward(*inputs: Tensor) -> tuple[Any, Any]:
         z, weight, scales = inputs[:count], inputs[count], inputs[count + 1 :]
         statistics: list[Statistics] = []
-        norm = fold_norms(weight, z, EDGES, norms, EPSILON, True, statistics)
+        norm = fold_norms(weight, z, EDGES, norms, NormPass(True, EPSILON, statistics))
         update_running_statistics(statistics, MOMENTUM)
         maps, bias = norm.maps * scaled(scales, norm.maps), norm.bias * scaled(scales, norm.bias)
         if not last:

@@ -110,10 +110,8 @@ def fold_norms(
     weight: Matrices,
     images: Sequence[Tensor],
     groups: int,
-    norms: Sequence[nn.BatchNorm2d],
-    epsilon: float,
-    training: bool,
-    statistics: list[Statistics],
+    own: Sequence[nn.BatchNorm2d],
+    norms: NormPass,
 ) -> FoldedNorm:
     """Batch norms after pointwise maps of ``images``, in either mode; in training, notes what they saw.
 
@@ -121,22 +119,20 @@ def fold_norms(
         weight: W, the maps of the groups of the first image, then of the second, and so on.
         images: what the maps are applied to, all of one size.
         groups: groups of channels in each image.
-        norms: the batch norms, in the order of the outputs.
-        epsilon: added to the variance.
-        training: whether to normalise by the moments of these images, or by the running statistics.
-        statistics: gets one more entry in training.
+        own: the batch norms, in the order of the outputs.
+        norms: how they run; in training its statistics get one more entry.
 
     Raises:
         InvalidInput: training with one value per channel, which has no variance.
     """
-    if not training:
-        mean, variance = (value.view(weight.shape[:2]) for value in running_statistics(norms))
-        inverse = torch.rsqrt(variance + epsilon)
+    if not norms.training:
+        mean, variance = (value.view(weight.shape[:2]) for value in running_statistics(own))
+        inverse = torch.rsqrt(variance + norms.epsilon)
         empty = weight.new_empty(0)
         return FoldedNorm(weight * inverse[:, :, None], -mean * inverse, inverse, empty, empty)
     count = images[0].numel() // images[0].shape[1]
-    norm, mean, variance = fold(weight, moments(images, groups), epsilon)
-    statistics.append(Statistics.of(norms, mean, variance, count))
+    norm, mean, variance = fold(weight, moments(images, groups), norms.epsilon)
+    norms.statistics.append(Statistics.of(own, mean, variance, count))
     return norm
 
 
@@ -157,7 +153,7 @@ def folded_norms(
         InvalidInput: training with one value per channel, which has no variance.
     """
     if not norms.training:
-        folded = fold_norms(weight, images, 0, own, norms.epsilon, False, norms.statistics)
+        folded = fold_norms(weight, images, 0, own, norms)
         return folded.maps, folded.bias
     maps, bias, mean, variance = _Fold.apply(norms.epsilon, weight, *images)
     norms.statistics.append(Statistics.of(own, mean, variance, _count(images)))

@@ -173,9 +173,7 @@ class _NodeDeparture(Departure):
                 convolutions=self.convolutions,
                 pools=self.pools,
                 skip=self.skip,
-                epsilon=norms.epsilon,
-                training=norms.training,
-                statistics=norms.statistics,
+                norms=norms,
             )
             parts.append(leave_node(candidates, x, weights))
         if self.reduction is not None:
@@ -227,7 +225,7 @@ def leave_reduced(
         maps = torch.cat([F.pad(plain, (0, channels)), F.pad(moved, (channels, 0))], dim=1)
         maps = maps.view(sources, -1, 2 * channels)  # each source to all targets
         own = [module.norm for module in ordered]
-        norm = fold_norms(maps, [pixels], sources, own, norms.epsilon, norms.training, norms.statistics)
+        norm = fold_norms(maps, [pixels], sources, own, norms)
         scale = weights.view(-1, sources).t().repeat_interleave(channels, dim=1)
         maps = (norm.maps * scale[:, :, None]).transpose(0, 1).reshape(1, -1, 2 * channels * sources)
         return grouped_map(pixels, maps, (norm.bias * scale).sum(0))

@@ -41,6 +41,7 @@ from nasbook.operations.pointwise import (
 )
 from nasbook.supernets.folded_norm import (
     FoldedNorm,
+    NormPass,
     Statistics,
     fold_norms,
     running_statistics,
@@ -99,10 +100,8 @@ class NodeCandidates:
     pools: Sequence[PoolCandidate]
     skip: int | None
     """The identity's column in the coefficients, where there is one."""
-    epsilon: float
-    training: bool
-    statistics: list[Statistics]
-    """What the batch norms saw; a pass appends to it."""
+    norms: NormPass
+    """How the batch norms run."""
 
     @property
     def groups(self) -> int:
@@ -294,7 +293,7 @@ def _backward(
             c = coefficients[:, candidate.column].view(targets, sources, 1)
             centred = products[:, place] - mean * sums  # Σ gradient · (image − mean)
             for_columns[candidate.column] = (centred * inverse).sum(2).flatten()
-            if received is not None and candidates.training:
+            if received is not None and candidates.norms.training:
                 for_inverse = (c * centred).sum(0, keepdim=True)
                 slope = -(inverse**3) * for_inverse / count
                 level = -(c * inverse * sums).sum(0, keepdim=True) / count - slope * mean
@@ -421,21 +420,20 @@ def _half(
     """One half with its batch norms folded; in training, notes what they saw."""
     stacked = torch.cat([weight for stack in weights for weight in stack]).flatten(1)
     stacked = stacked.view(-1, stacked.shape[1], stacked.shape[1])
-    norms = [norm for c in candidates.convolutions if c.halves > place for norm in c.norms[place]]
-    groups, epsilon = candidates.groups, candidates.epsilon
-    norm = fold_norms(stacked, z, groups, norms, epsilon, candidates.training, candidates.statistics)
+    own = [norm for c in candidates.convolutions if c.halves > place for norm in c.norms[place]]
+    norm = fold_norms(stacked, z, candidates.groups, own, candidates.norms)
     return _Half(kernels, stacked, z, norm)
 
 
 def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1/σ of a pool's batch norms: (1, S, C) in training, as it is one for all targets, else (E, S, C)."""
     targets, sources = candidates.targets, candidates.sources
-    if candidates.training:
+    if candidates.norms.training:
         count = image.numel() // image.shape[1]
         mean = channel_sums(image).to(torch.float32 if image.dtype.itemsize < 4 else image.dtype) / count
         centred = image - mean.to(image.dtype).view(1, -1, 1, 1)
         variance = channel_sums(centred * centred).to(mean.dtype) / count
-        candidates.statistics.append(
+        candidates.norms.statistics.append(
             Statistics.of(candidate.norms, mean.repeat(targets), variance.repeat(targets), count)
         )
         mean, variance = mean.view(1, sources, -1), variance.view(1, sources, -1)
@@ -443,7 +441,7 @@ def _pool_statistics(candidates: NodeCandidates, candidate: PoolCandidate, image
         present = [norm for norm in candidate.norms if norm is not None]
         norms = [norm or present[0] for norm in candidate.norms]  # where it is absent any statistics will do
         mean, variance = (value.view(targets, sources, -1) for value in running_statistics(norms))
-    return mean, torch.rsqrt(variance + candidates.epsilon)
+    return mean, torch.rsqrt(variance + candidates.norms.epsilon)
 
 
 def _leave_depthwise(candidates: NodeCandidates, h: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:

@@ -283,9 +283,7 @@ class _Poolings(_Part):
             convolutions=(),
             pools=self.pools,
             skip=self.skip,
-            epsilon=norms.epsilon,
-            training=norms.training,
-            statistics=norms.statistics,
+            norms=norms,
         )
         x = sources[0].x if len(sources) == 1 else torch.cat([source.x for source in sources], dim=1)
         return leave_node(candidates, x, coefficients.view(-1, self.kinds)).chunk(len(self.targets), dim=1)

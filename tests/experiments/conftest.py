@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from nasbook.experiments import Measurement, Provenance, Record, Scale, get_scale
+from nasbook.experiments import POOL_SCALES, Measurement, PoolScale, Provenance, Record, Scale, get_scale
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,32 @@ def scale() -> Scale:
         epochs=2,
         batch=32,
         channels=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def nine_cycles() -> PoolScale:
+    """Nine cycles of one epoch of one step: pools change as in the paper, and little is learned."""
+    return replace(
+        POOL_SCALES["quick"],
+        name="tiny",
+        train_images=16,
+        test_images=10,
+        nodes=1,
+        search_batch=8,
+        search_channels=2,
+        search_cells=2,
+        epochs=1,
+        batch=16,
+        channels=2,
+        cells=2,
+        cycle_epochs=(1,) * 9,
+        grace_epochs=(0,) * 9,
+        smallest_batch=8,
+        largest_batch=16,
+        memory_mib=0.5,
+        deep_cells=3,
+        cycle_cells=(2, 2, 2, 2, 2, 2, 2, 2, 3),
     )
 
 

@@ -48,41 +48,15 @@ NOT = "does not hold at this scale"
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """Nine cycles of one epoch of one step: pools change as in the paper, and little is learned."""
-    return replace(
-        POOL_SCALES["quick"],
-        name="tiny",
-        train_images=16,
-        test_images=10,
-        nodes=1,
-        search_batch=8,
-        search_channels=2,
-        search_cells=2,
-        epochs=1,
-        batch=16,
-        channels=2,
-        cells=2,
-        cycle_epochs=(1,) * 9,
-        grace_epochs=(0,) * 9,
-        smallest_batch=8,
-        largest_batch=16,
-        memory_mib=0.5,
-        deep_cells=3,
-        cycle_cells=(2, 2, 2, 2, 2, 2, 2, 2, 3),
-    )
-
-
-@pytest.fixture(scope="module")
 def digits():
     return load_images("digits")
 
 
 @pytest.fixture(scope="module")
-def spaces(tiny, tmp_path_factory):
+def spaces(nine_cycles, tmp_path_factory):
     """The values of one measurement of prdarts-spaces, as they are read back."""
     folder = tmp_path_factory.mktemp("spaces")
-    made = reproduce("prdarts-spaces", tiny, seed=1, folder=folder)
+    made = reproduce("prdarts-spaces", nine_cycles, seed=1, folder=folder)
     record = read_record(folder / "prdarts-spaces.tiny.json")
     assert record.measurements == (made,) and record.scale["deep_cells"] == 3
     assert not list(folder.rglob("*.pt"))
@@ -248,7 +222,7 @@ def without_times(values):
     return [without_times(value) for value in values] if isinstance(values, list) else values
 
 
-def test_table_3_runs(spaces, tiny, digits):
+def test_table_3_runs(spaces, nine_cycles, digits):
     assert list(spaces) == [*prune_and_replace.ROWS, *prune_and_replace.RANDOM_ROWS]
     for row, values in spaces.items():
         genotypes = [Genotype.from_json(text) for text in values["genotypes"]]
@@ -258,7 +232,8 @@ def test_table_3_runs(spaces, tiny, digits):
         assert values["layers"] == pytest.approx(np.mean(layers))
         for depth, cells in (("shallow", 2), ("deep", 3)):
             assert 0 <= values[depth]["test_accuracy"] <= 1 and 0 <= values[depth]["train_accuracy"] <= 1
-            networks = [derived_network(genotype, replace(tiny, cells=cells), digits, 0) for genotype in genotypes]
+            scale = replace(nine_cycles, cells=cells)
+            networks = [derived_network(genotype, scale, digits, 0) for genotype in genotypes]
             assert values[depth]["parameters"] == np.mean([count_parameters(network) for network in networks])
         assert values["macs"] == np.mean([count_macs(network, (1, 1, 8, 8)) for network in networks])  # the deep ones
         assert ("search_accuracy" in values) == (row in prune_and_replace.ROWS)
@@ -313,22 +288,22 @@ def cut_and_resumed(monkeypatch, experiment, scale, folder, steps):
 
 
 @pytest.mark.parametrize("steps", [5, 19])
-def test_table_3_goes_on_after_a_power_cut(tiny, spaces, tmp_path, monkeypatch, steps):
+def test_table_3_goes_on_after_a_power_cut(nine_cycles, spaces, tmp_path, monkeypatch, steps):
     """In the sixth cycle of a search of nine steps; and in the training of random cells, of one step each.
 
     What a row is does not depend on the others: here there are fewer of them.
     """
     searches = prune_and_replace._searches
     monkeypatch.setattr(prune_and_replace, "_searches", lambda workplace: {"DL": searches(workplace)["DL"]})
-    values, left = cut_and_resumed(monkeypatch, "prdarts-spaces", tiny, tmp_path, steps)
+    values, left = cut_and_resumed(monkeypatch, "prdarts-spaces", nine_cycles, tmp_path, steps)
     assert left == 9 + 2 * (1 + 3 + 3) - steps  # every epoch is one step, and no finished one is made again
     rows = ("DL", *prune_and_replace.RANDOM_ROWS)
     assert without_times(values) == without_times({row: spaces[row] for row in rows})
 
 
-def test_the_improvements_run(tiny, spaces, tmp_path, monkeypatch):
+def test_the_improvements_run(nine_cycles, spaces, tmp_path, monkeypatch):
     """Cut in the second search, which deepens. The first is that of Table 3's last row, with the same results."""
-    values, left = cut_and_resumed(monkeypatch, "prdarts-improvements", tiny, tmp_path, steps=9 + 2 + 8)
+    values, left = cut_and_resumed(monkeypatch, "prdarts-improvements", nine_cycles, tmp_path, steps=9 + 2 + 8)
     assert left == 4 * (9 + 2) - (9 + 2 + 8)
     assert tuple(values) == prune_and_replace.IMPROVEMENTS
     shared = {name: value for name, value in spaces["UR"].items() if name not in ("seconds", "discovered")}
@@ -339,7 +314,7 @@ def test_the_improvements_run(tiny, spaces, tmp_path, monkeypatch):
     assert not get_experiment("prdarts-improvements").judges
 
 
-def test_the_searches_of_the_improvements(tiny, digits, monkeypatch):
+def test_the_searches_of_the_improvements(nine_cycles, digits, monkeypatch):
     configs = []
 
     def search(config, data, space, seed):
@@ -351,8 +326,8 @@ def test_the_searches_of_the_improvements(tiny, digits, monkeypatch):
     monkeypatch.setattr(Workplace, "drive", lambda *_: None)
     monkeypatch.setattr(prune_and_replace, "_first_weight", lambda _: 1.0)
     monkeypatch.setattr(prune_and_replace, "_retrained", lambda *_: {})
-    prune_and_replace.improvements(Workplace(tiny, 1, "digits", loaded=digits))
-    plain = pr_darts_config(tiny, "UR")
+    prune_and_replace.improvements(Workplace(nine_cycles, 1, "digits", loaded=digits))
+    plain = pr_darts_config(nine_cycles, "UR")
     assert configs == [
         plain,
         replace(plain, cycle_cells=(2, 2, 2, 2, 2, 2, 2, 2, 3)),
@@ -361,9 +336,9 @@ def test_the_searches_of_the_improvements(tiny, digits, monkeypatch):
     ]
 
 
-def test_fig_2_runs(tiny, tmp_path, monkeypatch):
+def test_fig_2_runs(nine_cycles, tmp_path, monkeypatch):
     """Seven steps of eight images a cycle, or five and one of sixteen where these fit."""
-    scale = replace(tiny, train_images=120)
+    scale = replace(nine_cycles, train_images=120)
     whole = reproduce("prdarts-course", scale, seed=1).values
     history = whole["history"]
     assert [report["cycle"] for report in history] == list(range(1, 10))

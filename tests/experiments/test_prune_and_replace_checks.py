@@ -31,25 +31,6 @@ HOLDS, NOT = "holds", "does not hold at this scale"
 INITIAL = pr_darts.INITIAL_SPACE.operations
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return replace(
-        POOL_SCALES["quick"],
-        name="tiny",
-        train_images=16,
-        test_images=10,
-        nodes=1,
-        search_batch=8,
-        search_channels=2,
-        search_cells=2,
-        cycle_epochs=(1,) * 9,
-        grace_epochs=(0,) * 9,
-        smallest_batch=8,
-        largest_batch=16,
-        memory_mib=0.5,
-    )
-
-
 def verdict(record_of, experiment, claim, values, of=POOL_SCALES["quick"]):
     return get_experiment(experiment).judges[claim](record_of(experiment, values, of=of))
 
@@ -189,8 +170,8 @@ def test_a_morphism_that_was_not_met_proves_nothing(record_of, name):
     assert judged_morphisms(record_of, values).status == NOT
 
 
-def test_morphisms_are_measured(tiny, tmp_path):
-    made = reproduce("prdarts-morphisms", tiny, seed=1, folder=tmp_path)
+def test_morphisms_are_measured(nine_cycles, tmp_path):
+    made = reproduce("prdarts-morphisms", nine_cycles, seed=1, folder=tmp_path)
     assert read_record(tmp_path / "prdarts-morphisms.tiny.json").measurements == (made,)
     assert set(made.values) <= set(CHANGES) and {*checks.EXACT_MORPHISMS, "deeper"} <= set(made.values)
     order = list(CHANGES)
@@ -219,9 +200,9 @@ def with_convolutions(monkeypatch):
     monkeypatch.setattr(checks.pr_darts.Search, "epochs", lambda self: iter(()))
 
 
-def test_every_row_is_counted(tiny, record_of, monkeypatch):
+def test_every_row_is_counted(nine_cycles, record_of, monkeypatch):
     with_convolutions(monkeypatch)
-    values = reproduce("prdarts-morphisms", tiny).values
+    values = reproduce("prdarts-morphisms", nine_cycles).values
     assert {name: modes["training"]["count"] for name, modes in values.items()} == {
         "larger-kernel": 4,
         "wider": 2,
@@ -235,7 +216,7 @@ def test_every_row_is_counted(tiny, record_of, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["larger-kernel", "wider", "deeper", "smaller-dilation"])
-def test_a_broken_morphism_is_measured(tiny, record_of, monkeypatch, name):
+def test_a_broken_morphism_is_measured(nine_cycles, record_of, monkeypatch, name):
     """One that draws all weights anew where it should keep the function; one that leaves a convolution as it is."""
 
     def broken(parent, morphism, draws):
@@ -247,7 +228,7 @@ def test_a_broken_morphism_is_measured(tiny, record_of, monkeypatch, name):
 
     with_convolutions(monkeypatch)
     monkeypatch.setattr(checks, "morph", broken)
-    values = reproduce("prdarts-morphisms", tiny).values
+    values = reproduce("prdarts-morphisms", nine_cycles).values
     assert judged_morphisms(record_of, values).status == NOT
 
 
@@ -478,9 +459,9 @@ def test_without_grace_epochs_nothing_is_seen_to_be_reset(record_of):
     assert judged_schedule(record_of, values, bare).status == NOT
 
 
-def test_the_schedule_is_measured(tiny, record_of, tmp_path, monkeypatch):
+def test_the_schedule_is_measured(nine_cycles, record_of, tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "HISTORIES", 3)
-    scale = replace(tiny, cycle_epochs=(2,) * 9, grace_epochs=(1,) * 9, pool_learning_rate=0.5)
+    scale = replace(nine_cycles, cycle_epochs=(2,) * 9, grace_epochs=(1,) * 9, pool_learning_rate=0.5)
     made = reproduce("prdarts-schedule", scale, seed=1, folder=tmp_path)
     (measurement,) = read_record(tmp_path / "prdarts-schedule.tiny.json").measurements
     assert measurement == made and made.values["cycles"] == checks.TABLE_1
@@ -605,10 +586,10 @@ def test_a_cycle_that_is_missing_is_found(record_of):
     assert judged_batch(record_of, values).status == NOT
 
 
-def test_the_batch_is_measured(tiny, record_of, tmp_path, monkeypatch):
+def test_the_batch_is_measured(nine_cycles, record_of, tmp_path, monkeypatch):
     """The search is one that nobody measures; memory is counted for the candidates of every cycle."""
     monkeypatch.setattr(checks, "_seconds_a_pass", lambda search, size: 24 / size)
-    scale = replace(tiny, train_images=112)
+    scale = replace(nine_cycles, train_images=112)
     made = reproduce("prdarts-batch", scale, seed=1, folder=tmp_path)
     assert read_record(tmp_path / "prdarts-batch.tiny.json").measurements == (made,)
     values = made.values
@@ -636,8 +617,8 @@ def test_the_batch_is_measured(tiny, record_of, tmp_path, monkeypatch):
     assert taken == [row["sizes"] for row in rows]
 
 
-def test_timing_a_pass_leaves_the_search_as_it_was(tiny):
-    scale = replace(tiny, train_images=32)
+def test_timing_a_pass_leaves_the_search_as_it_was(nine_cycles):
+    scale = replace(nine_cycles, train_images=32)
     data = load_images("digits").take(32, 10)
     search = pr_darts.Search(pr_darts_config(scale), data, pr_darts_space(scale), seed=1)
     next(search.epochs())
@@ -647,9 +628,9 @@ def test_timing_a_pass_leaves_the_search_as_it_was(tiny):
         torch.testing.assert_close(search.state_dict()[name], before[name], rtol=0, atol=0)
 
 
-def test_cuda_follows_the_allocator(tiny):
+def test_cuda_follows_the_allocator(nine_cycles):
     with pytest.raises(InvalidInput, match="on a CPU only"):
-        checks.batch(Workplace(tiny, 0, "digits", device="cuda"))
+        checks.batch(Workplace(nine_cycles, 0, "digits", device="cuda"))
 
 
 # --- the scoreboard ---------------------------------------------------------------------------------------------------

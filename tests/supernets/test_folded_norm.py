@@ -71,7 +71,7 @@ class Folded:
         return results
 
     def folded(self, training: bool, statistics: list[Statistics]) -> list[Tensor]:
-        norm = fold_norms(self.weight, self.images, self.groups, self.norms, EPSILON, training, statistics)
+        norm = fold_norms(self.weight, self.images, self.groups, self.norms, NormPass(training, EPSILON, statistics))
         blocks = [slice(i * self.groups, (i + 1) * self.groups) for i in range(len(self.images))]
         return [
             grouped_map(image, norm.maps[block], norm.bias[block].flatten())
@@ -157,7 +157,7 @@ def test_unfolded_gradients_are_those_of_autograd(case):
 def test_unfolded_gradients_in_evaluation_are_those_of_autograd(case):
     folded = Folded(case)
     weight = folded.weight.requires_grad_()
-    norm = fold_norms(weight, folded.images, folded.groups, folded.norms, EPSILON, False, [])
+    norm = fold_norms(weight, folded.images, folded.groups, folded.norms, NormPass(False, EPSILON, []))
     for_maps, for_bias = torch.randn_like(norm.maps), torch.randn_like(norm.bias)
     # The bias of evaluation mode is a function of the running statistics alone.
     (expected,) = torch.autograd.grad((norm.maps * for_maps).sum(), weight)
