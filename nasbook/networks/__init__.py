@@ -1,4 +1,4 @@
-"""Discrete networks: what a genotype becomes (Chapter 1), and networks that grow (Chapter 4)."""
+"""Discrete networks: what a genotype becomes (Chapters 1 and 6), and networks that grow (Chapter 4)."""
 
 from nasbook.networks.derived import (
     AuxiliaryHead,
@@ -23,6 +23,30 @@ from nasbook.networks.growable_networks import GROWABLE_NETWORKS, STANDARD_WIDTH
 from nasbook.networks.mobilenet import MobileNetV1
 from nasbook.networks.perceptron import Perceptron
 from nasbook.networks.radial import Gaussian, RadialNetwork, radial_data, radial_target
+from nasbook.networks.recurrent_cells import (
+    RECURRENT_BACKBONES,
+    DartsCell,
+    HighwayCell,
+    RecurrentBackbone,
+    RecurrentCell,
+    TwoToOneCell,
+    backbone_of,
+    derived_space,
+)
+from nasbook.networks.recurrent_networks import (
+    RECURRENT_ENGINES,
+    TORCH_CELLS,
+    DerivedRecurrentNetwork,
+    ForecastingHead,
+    LanguageHead,
+    RecurrentEngineName,
+    RecurrentStack,
+    SequenceTask,
+    TorchCellName,
+    TorchRecurrentNetwork,
+    build_head,
+    build_recurrent_cell,
+)
 from nasbook.networks.residual_stack import BlockStack
 from nasbook.networks.segmentation import (
     Backbone,
@@ -48,7 +72,10 @@ from nasbook.networks.vgg import VGG
 __all__ = [
     "CELL_OUTPUTS",
     "GROWABLE_NETWORKS",
+    "RECURRENT_BACKBONES",
+    "RECURRENT_ENGINES",
     "STANDARD_WIDTHS",
+    "TORCH_CELLS",
     "VGG",
     "AuxiliaryHead",
     "AuxiliaryOutput",
@@ -58,27 +85,44 @@ __all__ = [
     "CellPlacement",
     "Channels",
     "CifarStem",
+    "DartsCell",
     "Declaration",
     "DerivedCell",
     "DerivedNetwork",
+    "DerivedRecurrentNetwork",
     "DropPath",
     "Flow",
+    "ForecastingHead",
     "Gaussian",
     "Growable",
+    "HighwayCell",
     "ImageNetStem",
+    "LanguageHead",
     "MobileNetV1",
     "Perceptron",
     "Place",
     "PlainLayer",
     "RadialNetwork",
+    "RecurrentBackbone",
+    "RecurrentCell",
+    "RecurrentEngineName",
+    "RecurrentStack",
     "ResidualLayer",
     "SegmentationNetwork",
+    "SequenceTask",
     "StemName",
+    "TorchCellName",
+    "TorchRecurrentNetwork",
+    "TwoToOneCell",
     "Width",
     "atrous_rates",
+    "backbone_of",
     "build_growable",
+    "build_head",
+    "build_recurrent_cell",
     "build_stem",
     "channels_for",
+    "derived_space",
     "make_atrous",
     "output_channels",
     "output_strides",

@@ -1,4 +1,4 @@
-"""Candidate operations: what may stand on an edge of a cell (Chapters 1, 3 and 5)."""
+"""Candidate operations: what may stand on an edge of a cell (Chapters 1, 3, 5 and 6)."""
 
 from nasbook.operations.convolutional import (
     DilatedConvolution,
@@ -20,11 +20,21 @@ from nasbook.operations.morphable import (
     morphisms_of,
     obtainable,
 )
+from nasbook.operations.recurrent import (
+    DARTS_RECURRENT_OPERATIONS,
+    TWO_TO_ONE_OPERATIONS,
+    build_recurrent_operation,
+    build_two_to_one_operation,
+    copy_name,
+    operation_of,
+)
 from nasbook.operations.registry import Operation, build_operation, get_operation, list_operations
 
 __all__ = [
     "CONSTRAINTS",
+    "DARTS_RECURRENT_OPERATIONS",
     "MORPHISMS",
+    "TWO_TO_ONE_OPERATIONS",
     "Configuration",
     "Constraints",
     "DilatedConvolution",
@@ -37,10 +47,14 @@ __all__ = [
     "SeparatedKernels",
     "Zero",
     "build_operation",
+    "build_recurrent_operation",
+    "build_two_to_one_operation",
     "configuration_of",
+    "copy_name",
     "get_operation",
     "is_morphable",
     "list_operations",
     "morphisms_of",
     "obtainable",
+    "operation_of",
 ]

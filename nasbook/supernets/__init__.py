@@ -1,4 +1,4 @@
-"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 to 3 and 5)."""
+"""Supernets: networks that hold every candidate, and the relaxations that weigh them (Chapters 1 to 3, 5 and 6)."""
 
 from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
@@ -27,6 +27,7 @@ from nasbook.supernets.pools import (
     possible_children,
 )
 from nasbook.supernets.ragged import FusedRaggedCell
+from nasbook.supernets.recurrent import NodeSoftmax, RecurrentSearchNetwork
 from nasbook.supernets.relaxations import (
     PoolSoftmax,
     Relaxation,
@@ -69,12 +70,14 @@ __all__ = [
     "InputEdges",
     "Life",
     "MixedOperation",
+    "NodeSoftmax",
     "OutputEdges",
     "PartialCell",
     "PartialMixedOperation",
     "PartialNetwork",
     "Pool",
     "PoolSoftmax",
+    "RecurrentSearchNetwork",
     "Relaxation",
     "SearchCell",
     "SearchNetwork",
