@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -75,7 +74,7 @@ class SearchNetwork(nn.Module):
     parameters.
 
     Args:
-        space: the cell space; or, where kinds of cell differ in their candidates, one for each kind.
+        space: the cell space; or, where kinds of cell differ in their edges or candidates, one for each kind.
         channels: channels of the first cell's nodes, C.
         cells: number of cells, L.
         classes: number of classes.
@@ -124,15 +123,14 @@ class SearchNetwork(nn.Module):
         require_positive(channels=channels, cells=cells, classes=classes)
         self.spaces = dict(space) if isinstance(space, Mapping) else dict.fromkeys(space.kinds, space)
         space = next(iter(self.spaces.values()))
-        graphs = {replace(other, operations=space.operations, pools=space.pools) for other in self.spaces.values()}
-        if len(graphs) > 1:
-            raise InvalidInput("The spaces of a supernet's kinds of cell may differ in their candidates only.")
+        if len({(other.inputs, other.nodes) for other in self.spaces.values()}) > 1:
+            raise InvalidInput("The spaces of a supernet's kinds of cell may differ in their edges and candidates only.")
         if space.inputs != 2:
             raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
         self.space = space
-        """The graph of all cells; where kinds of cell differ in their candidates, those of the first kind."""
+        """The cell space; where kinds of cell differ, that of the first kind."""
         self.engine = engine
         self.recompute_cells = recompute_cells
         self.feature_sharing = feature_sharing

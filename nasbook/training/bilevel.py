@@ -243,7 +243,8 @@ class UnrolledUpdate(BilevelUpdate):
     since the product is linear in its vector, one product serves both.
 
     The unrolled step is the optimiser's own, with its momentum and weight decay (both independent of α),
-    but without clipping, as in the authors' code.
+    but without clipping, as in the authors' code. Adam's step depends on the gradient otherwise than linearly, so
+    beside Adam it is the plain w − ξ ∇_w L_train(w, α) of Eq. 6, with the weight decay.
 
     Args:
         xi: ξ, the length of the unrolled step; None takes the weight optimiser's current learning rate.
@@ -261,9 +262,10 @@ class UnrolledUpdate(BilevelUpdate):
         xi: float | None = None,
     ) -> None:
         super().__init__(network, weight_optimizer, architecture_optimizer, loss=loss, clip=clip, objective=objective)
-        if not isinstance(weight_optimizer, torch.optim.SGD):
+        if not isinstance(weight_optimizer, (torch.optim.SGD, torch.optim.Adam)):
             raise InvalidInput(
-                f"An unrolled step repeats torch.optim.SGD's; weight_optimizer is {type(weight_optimizer).__name__}."
+                f"An unrolled step repeats torch.optim.SGD's, or is the plain gradient's beside torch.optim.Adam; "
+                f"weight_optimizer is {type(weight_optimizer).__name__}."
             )
         if len(weight_optimizer.param_groups) != 1:
             raise InvalidInput(
@@ -271,7 +273,7 @@ class UnrolledUpdate(BilevelUpdate):
                 f"not {len(weight_optimizer.param_groups)}."
             )
         for option in ("dampening", "nesterov", "maximize"):
-            if weight_optimizer.param_groups[0][option]:
+            if weight_optimizer.param_groups[0].get(option):
                 raise InvalidInput(f"An unrolled step knows momentum and weight decay, but not {option}; leave it out.")
         if xi is not None and not xi >= 0:
             raise InvalidInput(f"xi must be at least 0, got {xi}.")

@@ -37,7 +37,10 @@ NORMALIZE_BY: tuple[NormalizeBy, ...] = ("batch", "part")
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch measured. Accuracies and losses are means over the epoch's steps or samples."""
+    """What one epoch measured. Accuracies and losses are means over the epoch's steps or samples.
+
+    Of sequences, the loss of a forecast is the mean squared error, and its accuracy the share of right signs.
+    """
 
     epoch: int
     """1 for the first."""
