@@ -140,21 +140,24 @@ class Search(GradientSearch):
         return SearchNetwork(self.space, config.channels, config.cells, self.data.classes, **self.network_options())
 
     def build_update(self) -> BilevelUpdate:
-        form = optimizer_form(self.device)
-        weight_optimizer = torch.optim.SGD(
-            self.network.weights(),
-            self.config.learning_rate,
-            self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            **form,
-        )
-        architecture_optimizer = torch.optim.Adam(
-            self.architecture_groups(),
-            self.config.architecture_learning_rate,
-            betas=(0.5, 0.999),
-            weight_decay=self.config.architecture_weight_decay,
-            **form,
-        )
-        return UPDATES[self.config.order](
-            self.network, weight_optimizer, architecture_optimizer, clip=self.config.clip, objective=self.objective()
-        )
+        return build_update(self.config, self.network, self.architecture_groups(), self.objective())
+
+
+def build_update(
+    config: Config, network: SearchNetwork, architecture_groups: list[dict[str, Any]], objective: Objective
+) -> BilevelUpdate:
+    """DARTS' update of a supernet, with fresh optimisers: SGD for the weights, Adam for α (appendix A.1)."""
+    form = optimizer_form(next(network.parameters()).device)
+    weight_optimizer = torch.optim.SGD(
+        network.weights(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, **form
+    )
+    architecture_optimizer = torch.optim.Adam(
+        architecture_groups,
+        config.architecture_learning_rate,
+        betas=(0.5, 0.999),
+        weight_decay=config.architecture_weight_decay,
+        **form,
+    )
+    return UPDATES[config.order](
+        network, weight_optimizer, architecture_optimizer, clip=config.clip, objective=objective
+    )

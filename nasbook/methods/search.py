@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nasbook import processes
-from nasbook.data import ImageData, Loader
+from nasbook.data import ImageData, Loader, SequenceData
 from nasbook.genotypes import Genotype, Space
 from nasbook.seeding import fold_seed
 from nasbook.supernets import SearchNetwork
@@ -186,7 +186,7 @@ LATER_FIELDS = {"normalize_by": "batch"}
 """Fields that earlier checkpoints don't have, and what those searches did."""
 
 
-def search_header(method: str, space: Space, config: Any, data: ImageData, seed: int) -> dict[str, Any]:
+def search_header(method: str, space: Space, config: Any, data: ImageData | SequenceData, seed: int) -> dict[str, Any]:
     """What a search is, as plain values that survive a checkpoint and compare by value."""
     return {
         "method": method,

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 

@@ -57,6 +57,13 @@ from nasbook.training.segmentation import (
     evaluate_segmentation,
     poly,
 )
+from nasbook.training.sequences import (
+    SequenceFit,
+    SequenceFitConfig,
+    evaluate_sequences,
+    sequence_accuracy,
+    sequence_loss,
+)
 
 __all__ = [
     "CIFAR10_EVALUATION",
@@ -83,6 +90,8 @@ __all__ = [
     "SegmentationConfig",
     "SegmentationFit",
     "SegmentationReport",
+    "SequenceFit",
+    "SequenceFitConfig",
     "StepResult",
     "ToyProblem",
     "Training",
@@ -93,6 +102,7 @@ __all__ = [
     "drive",
     "evaluate",
     "evaluate_segmentation",
+    "evaluate_sequences",
     "evaluating",
     "fit",
     "kept_statistics",
@@ -104,4 +114,6 @@ __all__ = [
     "read_checkpoint",
     "restore_random_state",
     "save_checkpoint",
+    "sequence_accuracy",
+    "sequence_loss",
 ]

@@ -120,7 +120,7 @@ class SequenceFit(Training):
         self.part = part
         inputs, targets = data.examples("train")
         self.network = network.to(inputs.device)
-        self.loader = SequenceLoader(inputs, targets, config.batch_size, seed)
+        self.loader = SequenceLoader(inputs, targets, config.batch_size, seed=seed)
         self.mixed_precision = False
         super().__init__(config.epochs, len(self.loader), seed, inputs.device)
         self.optimizer = torch.optim.Adam(

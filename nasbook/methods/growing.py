@@ -1,0 +1,584 @@
+"""Growing DARTS: a cell that grows while it is searched ("Differentiable NAS with growing", growing-darts; Algorithm 2).
+
+Chapter 6. Differs from DARTS (:mod:`nasbook.methods.darts`) in the loop around it, which is here for all kinds of cell:
+
+1. The search has stages. A stage trains the supernet (Algorithm 1) until the validation loss has not fallen for some
+   epochs (the first level of early stopping, §3.2.5).
+2. With *prune at each stage*, the cell is then pruned and its weights are tuned; with *prune at the end*, it stays.
+3. If the stage has lowered the validation loss, the cell gets one more node by network morphism (§3.2.1, Algorithm 3),
+   and the next stage begins. If not, the search is over, and the cell of the stage before is the answer (the second
+   level of early stopping).
+4. Within a stage, operations may be duplicated, split, pruned and replaced (§3.2.2–3.2.4, Algorithm 4).
+
+:class:`Search` is the convolutional form, which the abstract promises and the paper does not show. The recurrent one is
+:mod:`nasbook.methods.growing_recurrent`.
+
+What the paper leaves open, and what we do:
+
+* Algorithm 2 evaluates on the test set; its text says validation (erratum). We use validation data, which α learns from
+  too, as in the paper's train(A, D_t, D_v).
+* A stage ends with the parameters of its best epoch, and so does tuning. Optimiser states go back with them.
+* Optimisers keep what they know of all that stays; α of the old edges stays as it is.
+* A pruned cell that grows has single candidates on its old edges and all candidates on the new ones.
+* Mode 2 prunes the best cell at the very end and does not tune (Algorithm 2, lines 18–21).
+* δ = σ = 0.01: the paper only says that both are small and can be equal (§3.2.1).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Generic, Literal
+
+import torch
+from torch import Tensor
+
+from nasbook import processes
+from nasbook.analysis import count_parameters
+from nasbook.data import ImageData, Loader
+from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.genotypes import DARTS_SPACE, Genotype, Space
+from nasbook.methods import darts
+from nasbook.methods.search import SearchReport, SearchResult, search_header
+from nasbook.seeding import fold_seed, generator
+from nasbook.supernets import (
+    OperatorChange,
+    OperatorRules,
+    SearchNetwork,
+    add_node,
+    carry_states,
+    change_operators,
+    prune,
+    split_operators,
+)
+from nasbook.supernets.cell_changes import Supernet
+from nasbook.training import (
+    Batch,
+    BilevelUpdate,
+    EpochReport,
+    Objective,
+    Run,
+    accuracy,
+    check_classes,
+    evaluate,
+)
+
+__all__ = ["FIRST_SPACE", "MODES", "CellEvent", "Config", "GrowingSearch", "GrowthPlan", "Mode", "Report", "Search"]
+
+Mode = Literal["prune-each-stage", "prune-at-end"]
+MODES: tuple[Mode, ...] = ("prune-each-stage", "prune-at-end")
+"""The two ways of Algorithm 2 (§3.3)."""
+
+FIRST_SPACE = replace(DARTS_SPACE, nodes=2)
+"""DARTS' space with two nodes: where a convolutional cell begins to grow."""
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """How a cell grows while it is searched (Algorithm 2)."""
+
+    mode: Mode = "prune-each-stage"
+    """When the cell is pruned (§3.3)."""
+    stages: int = 6
+    """Most stages, S: the cell gets one node fewer than that at most."""
+    stage_epochs: int = 10
+    """Most passes over the training examples in a stage, before pruning."""
+    tune_epochs: int = 10
+    """Most passes after pruning, in which only weights learn; for ``prune-each-stage``."""
+    patience: int = 2
+    """A stage ends when the validation loss has not fallen for so many epochs; so does tuning."""
+    delta: float = 0.01
+    """δ: the weights that are to be 0 on a new node's edges are from U(0, δ) (Eq. 15, 18, 19)."""
+    sigma: float = 0.01
+    """σ: the weights that are to be 0 behind or in front of a new node are from N(0, σ²) (Eq. 15)."""
+    operators: OperatorRules = field(default_factory=OperatorRules)
+    """What happens to operations within a stage (Algorithm 4): by default nothing, as in the paper's experiments."""
+
+    def check_plan(self) -> None:
+        """Raises :class:`InvalidInput` where a number makes no sense."""
+        if self.mode not in MODES:
+            raise unknown_name("mode", self.mode, MODES)
+        require_positive(
+            stages=self.stages, stage_epochs=self.stage_epochs, tune_epochs=self.tune_epochs, patience=self.patience
+        )
+        for name in ("delta", "sigma"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(
+                    f"{name} must be above 0, got {getattr(self, name)}: at 0 the new node's zeros get no gradient."
+                )
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs if no stage ends early."""
+        tuned = self.tune_epochs if self.mode == "prune-each-stage" else 0
+        return self.stages * (self.stage_epochs + tuned)
+
+
+@dataclass(frozen=True)
+class CellEvent:
+    """One change of the cell."""
+
+    epoch: int
+    """Finished epochs before it."""
+    stage: int
+    """The stage that it ends, or stands in; 1 for the first."""
+    what: str
+    """``node``, ``prune``, ``stop``, or what happened to an operation."""
+    loss_before: float
+    """Validation loss of the network before."""
+    loss_after: float
+    """Validation loss of the changed network."""
+    parameters: int
+    """Parameters of the changed network, α included."""
+    operations: tuple[dict[str, Any], ...] = ()
+    """What happened to operations, as plain values of :class:`~nasbook.supernets.OperatorChange`."""
+
+
+CellWeights = list[tuple[int, int, dict[str, float]]]
+"""For every edge of a cell, source, target and the softmax weight of each candidate."""
+
+
+@dataclass(frozen=True)
+class Report(SearchReport):
+    """One epoch of a growing search."""
+
+    stage: int
+    """1 for the first."""
+    tuning: bool
+    """Whether the cell was pruned and only weights learned."""
+    nodes: int
+    """Intermediate nodes of a cell."""
+    parameters: int
+    """Parameters of the network, α included."""
+    weights: dict[str, CellWeights]
+    """For every kind of cell the candidates on its edges, with their softmax weights."""
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Report:
+        weights = {
+            kind: [(source, target, dict(names)) for source, target, names in edges]
+            for kind, edges in state["weights"].items()
+        }
+        report = super().from_state({**state, "weights": weights})
+        assert isinstance(report, cls)
+        return report
+
+
+class GrowingSearch(Run, ABC, Generic[Supernet]):
+    """Algorithm 2: train, prune and tune, evaluate, grow, until growing no longer helps.
+
+    A subclass says what the network, the update and the data are.
+
+    Args:
+        plan: how the cell grows; the configuration of the search.
+        spaces: for every kind of cell the space that it begins with.
+        steps: steps of an epoch.
+        seed: of all that is random.
+        device: of the data.
+
+    Raises:
+        InvalidInput: several processes share the run.
+    """
+
+    method: ClassVar[str]
+    report_type: ClassVar[type[EpochReport]] = Report
+    measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy", "architecture_loss")
+    evaluates_as_deep: ClassVar[bool] = False
+    """Whether the found cells are meant for a network of as many cells as the search had."""
+    network: Supernet
+
+    def __init__(
+        self, plan: GrowthPlan, spaces: dict[str, Space], steps: int, seed: int, device: torch.device
+    ) -> None:
+        if processes.count() > 1:
+            raise InvalidInput("A cell grows in one process; start the search without torchrun.")
+        self.plan = plan
+        self.candidates = next(iter(spaces.values())).operations
+        with torch.random.fork_rng(devices=[]):  # the caller's generator is left where it was
+            torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
+            self.network = self.build_network(spaces).to(device)
+        super().__init__(plan.most_epochs, steps, seed, device)
+        self.update = self.build_update()
+        self.events: list[CellEvent] = []
+        self.stage = 0
+        self.tuning = False
+        self.ended = False
+        self._phase_epochs = 0  # finished epochs of the stage's training or tuning
+        self._waited = 0  # of them, those since the validation loss last fell
+        self._best_of_phase: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None  # of the stages so far: A_best of Algorithm 2
+
+    # --- what a kind of cell brings ---
+
+    @abstractmethod
+    def build_network(self, spaces: dict[str, Space]) -> Supernet:
+        """A fresh supernet for some spaces."""
+
+    @abstractmethod
+    def build_update(self) -> BilevelUpdate:
+        """The update of the current network, with fresh optimisers."""
+
+    @abstractmethod
+    def batches(self, index: int) -> tuple[Batch, Batch]:
+        """The training and the validation batch of a step."""
+
+    @abstractmethod
+    def measure_accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The accuracy of a batch."""
+
+    @abstractmethod
+    def evaluate(self, network: Supernet) -> tuple[float, float]:
+        """Loss and accuracy on validation data."""
+
+    def validation_batches(self) -> list[Batch]:
+        """Batches over which splitting matrices are averaged."""
+        raise InvalidInput("The operations of these cells can't be split.")
+
+    # --- epochs and stages ---
+
+    @property
+    def finished(self) -> bool:
+        """Whether growing has stopped."""
+        return self.ended
+
+    def begin_epoch(self) -> None:
+        self.network.train()
+
+    def run_step(self, index: int) -> Sequence[Tensor]:
+        train, validation = self.batches(index)
+        if self.tuning:
+            loss, outputs = self.update.weight_step(train)
+            architecture_loss = torch.full_like(loss, torch.nan)
+        else:
+            result = self.update.step(train, validation)
+            loss, outputs, architecture_loss = result.train_loss, result.train_outputs, result.validation_loss
+        return loss, self.measure_accuracy(outputs, train[1]), architecture_loss
+
+    def report(self, means: dict[str, float]) -> Report:
+        loss, correct = self.evaluate(self.network)
+        with torch.no_grad():
+            coefficients = {kind: value.cpu() for kind, value in self.network.coefficients().items()}
+        report = Report(
+            self.epoch + 1,
+            means["train_loss"],
+            means["train_accuracy"],
+            loss,
+            correct,
+            learning_rate=self.update.weight_optimizer.param_groups[0]["lr"],
+            seconds=0.0,
+            genotype=self.network.genotype(),
+            coefficients=coefficients,
+            stage=self.stage + 1,
+            tuning=self.tuning,
+            nodes=next(iter(self.network.spaces.values())).nodes,
+            parameters=count_parameters(self.network),
+            weights=cell_weights(self.network),
+        )
+        self._after_epoch(loss)
+        return replace(report, seconds=self.elapsed())  # with the change that followed it
+
+    def _after_epoch(self, loss: float) -> None:
+        """The two levels of early stopping (§3.2.5, Algorithm 2)."""
+        self._phase_epochs += 1
+        if self._best_of_phase is None or loss < self._best_of_phase["loss"]:
+            self._best_of_phase = self._snapshot(loss)
+            self._waited = 0
+        else:
+            self._waited += 1
+        most = self.plan.tune_epochs if self.tuning else self.plan.stage_epochs
+        if self._phase_epochs < most and self._waited < self.plan.patience:
+            if not self.tuning:
+                self._change_operations(loss)
+            return
+        self._restore(self._best_of_phase)
+        if not self.tuning and self._split_operations():
+            return
+        if self.plan.mode == "prune-each-stage" and not self.tuning:
+            self._replace_network(
+                prune(self.network, self.build_network, generator=self._draws("prune")), "prune"
+            )
+            self.tuning = True
+            self._begin_phase()
+            return
+        self._end_stage(self._best_of_phase["loss"])
+
+    def _end_stage(self, loss: float) -> None:
+        """Lines 9 to 16 of Algorithm 2."""
+        if self._best is not None and loss >= self._best["loss"]:
+            self._stop(loss)
+            return
+        self._best = self._snapshot(loss)
+        self.stage += 1
+        if self.stage == self.plan.stages:
+            self.ended = True
+            return
+        grown = add_node(
+            self.network,
+            self.build_network,
+            self.candidates,
+            delta=self.plan.delta,
+            sigma=self.plan.sigma,
+            generator=self._draws("node"),
+        )
+        self._replace_network(grown, "node")
+        self.tuning = False
+        self._begin_phase()
+
+    def _stop(self, loss: float) -> None:
+        assert self._best is not None
+        self.events.append(
+            CellEvent(self.epoch + 1, self.stage + 1, "stop", loss, self._best["loss"], self._best["parameters"])
+        )
+        self._rebuild(self._best["spaces"])
+        self._restore(self._best)
+        self.ended = True
+
+    def _change_operations(self, loss: float) -> None:
+        network, changes = change_operators(
+            self.network, self.build_network, self.plan.operators, self._draws("operations")
+        )
+        if changes:
+            self._replace_network(network, "operations", changes, loss)
+            self._best_of_phase = None  # of another structure, so it can't be gone back to
+
+    def _split_operations(self) -> bool:
+        """Splits operations where the stage has converged (§3.2.5); then the stage goes on."""
+        if self.plan.operators.strategy != "splitting" or self._phase_epochs >= self.plan.stage_epochs:
+            return False
+        network, changes = split_operators(
+            self.network,
+            self.build_network,
+            self.plan.operators,
+            self.validation_batches(),
+            self.update.loss,
+            self._draws("split"),
+        )
+        if changes:
+            self._replace_network(network, "split", changes)
+            self._best_of_phase, self._waited = None, 0
+        return bool(changes)
+
+    def _begin_phase(self) -> None:
+        self._phase_epochs, self._waited, self._best_of_phase = 0, 0, None
+
+    def _draws(self, *stream: str) -> torch.Generator:
+        return generator(fold_seed(self.seed, "change", self.epoch, *stream))
+
+    def _replace_network(
+        self, network: Supernet, what: str, changes: Sequence[OperatorChange] = (), loss: float | None = None
+    ) -> None:
+        """Goes on with a changed network; its optimisers keep what they know of all that stays."""
+        before, update = self.network, self.update
+        loss_before = self.evaluate(before)[0] if loss is None else loss
+        self.network = network
+        self.update = self.build_update()
+        carry_states(before, update.weight_optimizer, network, self.update.weight_optimizer)
+        carry_states(before, update.architecture_optimizer, network, self.update.architecture_optimizer)
+        self.events.append(
+            CellEvent(
+                self.epoch + 1,
+                self.stage + (what != "node"),
+                what,
+                loss_before,
+                self.evaluate(network)[0],
+                count_parameters(network),
+                tuple(asdict(change) for change in changes),
+            )
+        )
+
+    # --- states to go back to ---
+
+    def _snapshot(self, loss: float) -> dict[str, Any]:
+        """All that a network and its optimisers are, as plain values."""
+        return {
+            "loss": loss,
+            "spaces": spaces_state(self.network.spaces),
+            "parameters": count_parameters(self.network),
+            "network": copy.deepcopy(self.network.state_dict()),
+            "weight_optimizer": copy.deepcopy(self.update.weight_optimizer.state_dict()),
+            "architecture_optimizer": copy.deepcopy(self.update.architecture_optimizer.state_dict()),
+        }
+
+    def _restore(self, snapshot: dict[str, Any]) -> None:
+        """Loads a snapshot of the present structure."""
+        self.network.load_state_dict(snapshot["network"])
+        self.update.weight_optimizer.load_state_dict(copy.deepcopy(snapshot["weight_optimizer"]))
+        self.update.architecture_optimizer.load_state_dict(copy.deepcopy(snapshot["architecture_optimizer"]))
+
+    def _rebuild(self, spaces: dict[str, Any]) -> None:
+        """A fresh network and update for spaces as :func:`spaces_state` has them."""
+        with torch.random.fork_rng(devices=[]):
+            self.network = self.build_network(spaces_from_state(spaces)).to(self.device)
+        self.update = self.build_update()
+
+    # --- the answer ---
+
+    def final_network(self) -> Supernet:
+        """A copy of the best cell's supernet, pruned if it was not (Algorithm 2, line 19)."""
+        network = copy.deepcopy(self.network)
+        if self.plan.mode == "prune-at-end":
+            network = prune(network, self.build_network, generator=self._draws("prune at the end"))
+        return network
+
+    def genotype(self) -> Genotype:
+        """The discrete cells that the search means now."""
+        return self.network.genotype()
+
+    def result(self) -> SearchResult:
+        """The cells of the best stage, and the history; the accuracy is that of the pruned supernet on validation."""
+        history = tuple(self.history)
+        correct = self.evaluate(self.final_network())[1] if history else float("nan")
+        return SearchResult(self.genotype(), history, correct)
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "now": self._snapshot(0.0),
+            "stage": self.stage,
+            "tuning": self.tuning,
+            "ended": self.ended,
+            "phase": [self._phase_epochs, self._waited],
+            "best_of_phase": copy.deepcopy(self._best_of_phase),
+            "best": copy.deepcopy(self._best),
+            "events": [asdict(event) for event in self.events],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rebuild(state["now"]["spaces"])
+        super().load_state_dict(state)
+        self._restore(state["now"])
+        self.stage, self.tuning, self.ended = state["stage"], state["tuning"], state["ended"]
+        self._phase_epochs, self._waited = state["phase"]
+        self._best_of_phase = copy.deepcopy(state["best_of_phase"])
+        self._best = copy.deepcopy(state["best"])
+        self.events = [CellEvent(**{**event, "operations": tuple(event["operations"])}) for event in state["events"]]
+
+
+def cell_weights(network: Supernet) -> dict[str, CellWeights]:
+    """For every kind of cell the candidates on its edges with their softmax weights."""
+    with torch.no_grad():
+        rows = {kind: value.tolist() for kind, value in network.coefficients().items()}
+    found: dict[str, CellWeights] = {}
+    for kind, space in network.spaces.items():
+        columns = {name: place for place, name in enumerate(space.operations)}
+        found[kind] = [
+            (source, target, {name: row[columns[name]] for name in space.candidates(source, target)})
+            for (source, target), row in zip(space.edges, rows[kind], strict=True)
+        ]
+    return found
+
+
+def spaces_state(spaces: dict[str, Space]) -> dict[str, dict[str, Any]]:
+    """Spaces as plain values that survive a checkpoint."""
+    return {
+        kind: {
+            **asdict(space),
+            **{name: [list(row) for row in getattr(space, name)] for name in ("left_out", "pools")},
+            "operations": list(space.operations),
+            "kinds": list(space.kinds),
+        }
+        for kind, space in spaces.items()
+    }
+
+
+def spaces_from_state(state: dict[str, dict[str, Any]]) -> dict[str, Space]:
+    """The inverse of :func:`spaces_state`."""
+    return {
+        kind: Space(
+            **{
+                **values,
+                **{name: tuple(tuple(row) for row in values[name]) for name in ("left_out", "pools")},
+                "operations": tuple(values["operations"]),
+                "kinds": tuple(values["kinds"]),
+            }
+        )
+        for kind, values in state.items()
+    }
+
+
+@dataclass(frozen=True)
+class Config(GrowthPlan, darts.Config):
+    """How a convolutional cell grows while it is searched: DARTS' numbers, and the plan of the growth."""
+
+    # No field any more: what parses or copies a configuration could give it another number.
+    epochs: ClassVar[Any] = property(lambda self: self.most_epochs)  # type: ignore[misc]
+    """Most passes over the training share."""
+    order: Literal["first-order", "second-order", "finite-difference"] = "first-order"
+    """Form of the architecture gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_plan()
+        if self.operators.strategy != "none":
+            raise InvalidInput("operators: convolutional operations don't multiply here; Chapter 4 splits their neurons.")
+
+
+class Search(GrowingSearch[SearchNetwork]):
+    """Growing DARTS on images; every growth adds a node to each cell of the network.
+
+    The learning rate stays constant, since no stage knows when it will end.
+
+    Args:
+        config: see :class:`Config`.
+        data: images on the device to search on. Test images are not touched.
+        space: the space that the cells begin with.
+        seed: of initial parameters, data order, augmentation and changes.
+    """
+
+    method: ClassVar[str] = "growing"
+
+    def __init__(self, config: Config, data: ImageData, space: Space = FIRST_SPACE, seed: int = 0) -> None:
+        self.config = config
+        self.data = data
+        self.space = space
+        shares = (config.train_share, 1 - config.train_share)
+        self.loaders = tuple(
+            Loader(
+                data.train_images[indices],
+                data.train_labels[indices],
+                config.batch_size,
+                mean=data.mean,
+                std=data.std,
+                augmentation=data.augmentation,
+                seed=fold_seed(seed, name),
+            )
+            for indices, name in zip(data.split(shares, seed=fold_seed(seed, "split")), ("train", "validation"))
+        )
+        device = data.train_images.device
+        super().__init__(config, dict.fromkeys(space.kinds, space), len(self.loaders[0]), seed, device)
+        check_classes(self.network, data)
+
+    def build_network(self, spaces: dict[str, Space]) -> SearchNetwork:
+        config = self.config
+        return SearchNetwork(
+            spaces,
+            config.channels,
+            config.cells,
+            self.data.classes,
+            in_channels=self.data.channels,
+            stem=config.stem,
+            engine=config.engine,
+            recompute_cells=config.recompute_cells,
+        )
+
+    def build_update(self) -> BilevelUpdate:
+        groups = [{"params": list(self.network.architecture())}]
+        return darts.build_update(self.config, self.network, groups, Objective())
+
+    def batches(self, index: int) -> tuple[Batch, Batch]:
+        train, validation = self.loaders
+        return train.batch(index), validation.batch(index)
+
+    def measure_accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return accuracy(outputs, targets)
+
+    def evaluate(self, network: SearchNetwork) -> tuple[float, float]:
+        loader = self.loaders[1]
+        return evaluate(network, loader.images, loader.labels, self.data)
+
+    def header(self) -> dict[str, Any]:
+        return search_header(self.method, self.space, self.config, self.data, self.seed)
