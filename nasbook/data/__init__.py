@@ -13,11 +13,17 @@ from nasbook.data.segmentation import (
     random_crop,
     whole_images,
 )
+from nasbook.data.sequences import PARTS, SequenceData, SequenceLoader
+from nasbook.data.series import SERIES, SeriesData, load_series
 from nasbook.data.shapes import SHAPE_CLASSES, load_shapes
+from nasbook.data.text import TEXTS, TextData, load_text
 from nasbook.data.voc import VOC_CLASSES, FileSamples, load_voc
 
 __all__ = [
+    "PARTS",
+    "SERIES",
     "SHAPE_CLASSES",
+    "TEXTS",
     "VOC_CLASSES",
     "Augmentation",
     "CropAugmentation",
@@ -27,7 +33,11 @@ __all__ = [
     "Samples",
     "SegmentationData",
     "SegmentationLoader",
+    "SequenceData",
+    "SequenceLoader",
+    "SeriesData",
     "TensorSamples",
+    "TextData",
     "Walk",
     "augment",
     "evaluation_batches",
@@ -35,7 +45,9 @@ __all__ = [
     "list_images",
     "load_image_folder",
     "load_images",
+    "load_series",
     "load_shapes",
+    "load_text",
     "load_voc",
     "random_crop",
     "whole_images",
