@@ -11,9 +11,19 @@ import torch
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData
 from nasbook.experiments.registry import Workplace
-from nasbook.experiments.scale import Scale, entrannas_scale, pool_scale, stretchable_scale
+from nasbook.experiments.scale import Scale, entrannas_scale, growing_scale, pool_scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
-from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pc_darts, pr_darts, random_search, stretchable
+from nasbook.methods import (
+    darts,
+    entrannas,
+    entrannas_dst,
+    growing,
+    milenas,
+    pc_darts,
+    pr_darts,
+    random_search,
+    stretchable,
+)
 from nasbook.networks import DerivedNetwork, channels_for
 from nasbook.operations import CONSTRAINTS
 from nasbook.seeding import fold_seed
@@ -138,6 +148,21 @@ def _search_settings(scale: Scale, epochs: int | None = None) -> dict[str, Any]:
     }
 
 
+def growing_config(scale: Scale, mode: growing.Mode = "prune-each-stage") -> growing.Config:
+    """How the convolutional cell grows at a scale; it begins with two nodes."""
+    own = growing_scale(scale)
+    return growing.Config(
+        mode=mode,
+        stages=own.image_stages,
+        stage_epochs=own.image_epochs,
+        tune_epochs=own.image_epochs,
+        batch_size=scale.search_batch,
+        channels=scale.search_channels,
+        cells=scale.search_cells,
+        architecture_learning_rate=scale.architecture_learning_rate,
+    )
+
+
 SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "darts": search_config,
     "milenas": milenas_config,
@@ -146,6 +171,7 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "entrannas": entrannas_config,
     "entrannas-dst": entrannas_dst_config,
     "pr-darts": pr_darts_config,
+    "growing": growing_config,
     "random-search": random_search_config,
 }
 """How each method searches at a scale, by the method's name."""
@@ -156,6 +182,7 @@ SEARCH_SPACES: dict[str, Callable[[Scale], Space]] = {
     "entrannas": lambda scale: Space(scale.space.choices, scale.nodes),
     "entrannas-dst": lambda scale: Space(scale.space.choices, scale.nodes),
     "pr-darts": pr_darts_space,
+    "growing": lambda scale: replace(scale.space, nodes=2),
 }
 """The spaces of methods that search another one than the scale's."""
 

@@ -508,6 +508,152 @@ def pool_scale(scale: Scale) -> PoolScale:
     return own_scale(scale, PoolScale, POOL_SCALES, "Chapter 5")
 
 
+@dataclass(frozen=True)
+class GrowingScale(Scale):
+    """The numbers of Chapter 6, whose recurrent cells grow while they are searched."""
+
+    series: dict[str, str]
+    """Series by the names of figures: embedded ones, or columns of the file that is given as data, joined by commas."""
+    series_epochs: int
+    """Most epochs of a stage, and of tuning, on series."""
+    series_patience: int
+    """Epochs without a lower validation loss that end them."""
+    series_stages: int
+    """Most stages on series: the first has ``series_nodes`` nodes."""
+    series_nodes: int
+    """Nodes that cells begin with on series."""
+    series_rates: tuple[float, float]
+    """Of Adam on weights and on α, on series."""
+    series_retrain: int
+    """Epochs of training what was found from scratch, on series."""
+    text: str
+    """Name of the text."""
+    text_lines: tuple[int, int, int] | None
+    """Lines of train, validation and test from the training file, in this order (§4.2); None for the official parts."""
+    text_hidden: int
+    """Width of the state in a language model, n_h."""
+    text_window: int
+    """Words in an example."""
+    text_batch: int
+    """Examples a step."""
+    text_epochs: int
+    """Most epochs of a stage, and of tuning, on text; also those of training from scratch."""
+    text_stages: int
+    """Most stages on text."""
+    text_rates: tuple[float, float]
+    """Of Adam on weights and on α, on text."""
+    starts: dict[int, int]
+    """Nodes that cells begin with on text, and the patience (§4.2: 2 with 2 nodes, 3 with 3 and 4)."""
+    grown_nodes: int
+    """Nodes of the largest cell when growing is compared with training it at once."""
+    image_stages: int
+    """Most stages on images; cells begin with 2 nodes."""
+    image_epochs: int
+    """Most epochs of a stage, and of tuning, on images."""
+
+
+_GROWING_NUMBERS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "series": {"G7": "simulated-g7", "BRICS": "simulated-brics"},
+        "series_epochs": 8,
+        "series_patience": 2,
+        "series_stages": 4,
+        "series_nodes": 2,
+        "series_rates": (3e-3, 3e-3),
+        "series_retrain": 20,
+        "text": "grammar",
+        "text_lines": None,
+        "text_hidden": 32,
+        "text_window": 20,
+        "text_batch": 20,
+        "text_epochs": 6,
+        "text_stages": 3,
+        "text_rates": (5e-3, 5e-3),
+        "starts": {2: 2, 3: 3, 4: 3},
+        "grown_nodes": 4,
+        "image_stages": 3,
+        "image_epochs": 6,
+    },
+    "laptop": {
+        "series": {"G7": "GSPC,N225,FTSE,FCHI,GDAXI", "BRICS": "SSE,BSE,HSI,TWII,MOEX"},
+        "series_epochs": 20,
+        "series_patience": 3,
+        "series_stages": 6,
+        "series_nodes": 2,
+        "series_rates": (1e-3, 3e-4),
+        "series_retrain": 50,
+        "text": "ptb",
+        "text_lines": (1000, 250, 250),
+        "text_hidden": 64,
+        "text_window": 35,
+        "text_batch": 20,
+        "text_epochs": 10,
+        "text_stages": 3,
+        "text_rates": (1e-3, 3e-4),
+        "starts": {2: 2, 3: 3, 4: 3},
+        "grown_nodes": 5,
+        "image_stages": 3,
+        "image_epochs": 8,
+    },
+    "gpu": {
+        "series": {"G7": "GSPC,N225,FTSE,FCHI,GDAXI", "BRICS": "SSE,BSE,HSI,TWII,MOEX"},
+        "series_epochs": 20,
+        "series_patience": 3,
+        "series_stages": 6,
+        "series_nodes": 2,
+        "series_rates": (1e-3, 3e-4),
+        "series_retrain": 50,
+        "text": "ptb",
+        "text_lines": (4000, 500, 500),
+        "text_hidden": 128,
+        "text_window": 35,
+        "text_batch": 20,
+        "text_epochs": 10,
+        "text_stages": 4,
+        "text_rates": (1e-3, 3e-4),
+        "starts": {2: 2, 3: 3, 4: 3},
+        "grown_nodes": 6,
+        "image_stages": 3,
+        "image_epochs": 15,
+    },
+    "paper": {
+        "series": {"G7": "GSPC,N225,FTSE,FCHI,GDAXI", "BRICS": "SSE,BSE,HSI,TWII,MOEX"},
+        "series_epochs": 20,
+        "series_patience": 3,
+        "series_stages": 6,
+        "series_nodes": 2,
+        "series_rates": (1e-3, 3e-4),
+        "series_retrain": 50,
+        "text": "ptb",
+        "text_lines": (4000, 500, 500),
+        "text_hidden": 128,
+        "text_window": 35,
+        "text_batch": 20,
+        "text_epochs": 10,
+        "text_stages": 6,
+        "text_rates": (1e-3, 3e-4),
+        "starts": {2: 2, 3: 3, 4: 3},
+        "grown_nodes": 6,
+        "image_stages": 4,
+        "image_epochs": 50,
+    },
+}
+
+GROWING_SCALES: dict[str, GrowingScale] = {
+    name: GrowingScale(**{**vars(SCALES[name]), **numbers}) for name, numbers in _GROWING_NUMBERS.items()
+}
+"""The scales of Chapter 6 by name."""
+
+
+def growing_scale(scale: Scale) -> GrowingScale:
+    """The numbers of Chapter 6 at a scale.
+
+    Raises:
+        InvalidInput: the scale is none of the four and has no such numbers.
+    """
+    return own_scale(scale, GrowingScale, GROWING_SCALES, "Chapter 6")
+
+
 def own_scale(
     scale: Scale, kind: type[ChapterScale], known: dict[str, ChapterScale], owner: str
 ) -> ChapterScale:

@@ -12,6 +12,8 @@ from nasbook.methods import (
     entrannas,
     entrannas_dst,
     firefly,
+    growing,
+    growing_recurrent,
     hill_climbing,
     milenas,
     net2net,
@@ -32,9 +34,13 @@ METHODS: dict[str, ModuleType] = {
     "entrannas": entrannas,
     "entrannas-dst": entrannas_dst,
     "pr-darts": pr_darts,
+    "growing": growing,
     "random-search": random_search,
 }
-"""The modules of all methods by the names that the command line takes."""
+"""The modules of all methods on images by the names that the command line takes."""
+
+SEQUENCE_METHODS: dict[str, ModuleType] = {"growing-recurrent": growing_recurrent}
+"""The modules of the methods on series and text."""
 
 GROWTH_METHODS: dict[str, type[GrowthConfig]] = {
     "firefly": firefly.Config,
@@ -60,6 +66,7 @@ def get_method(name: str) -> ModuleType:
 __all__ = [
     "GROWTH_METHODS",
     "METHODS",
+    "SEQUENCE_METHODS",
     "GradientSearch",
     "GrowthConfig",
     "GrowthReport",
@@ -71,6 +78,8 @@ __all__ = [
     "entrannas_dst",
     "firefly",
     "get_method",
+    "growing",
+    "growing_recurrent",
     "hill_climbing",
     "milenas",
     "net2net",

@@ -39,7 +39,7 @@ from nasbook import processes
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData, Loader
 from nasbook.errors import InvalidInput, require_positive, unknown_name
-from nasbook.genotypes import DARTS_SPACE, Genotype, Space
+from nasbook.genotypes import DARTS_SPACE, Space
 from nasbook.methods import darts
 from nasbook.methods.search import SearchReport, SearchResult, search_header
 from nasbook.seeding import fold_seed, generator
@@ -51,6 +51,7 @@ from nasbook.supernets import (
     carry_states,
     change_operators,
     prune,
+    remaining_cells,
     split_operators,
 )
 from nasbook.supernets.cell_changes import Supernet
@@ -89,6 +90,8 @@ class GrowthPlan:
     """Most passes after pruning, in which only weights learn; for ``prune-each-stage``."""
     patience: int = 2
     """A stage ends when the validation loss has not fallen for so many epochs; so does tuning."""
+    kept_operations: int = 1
+    """Most operations that pruning leaves on an edge: 1 in the paper's experiments, more where operations grow."""
     delta: float = 0.01
     """δ: the weights that are to be 0 on a new node's edges are from U(0, δ) (Eq. 15, 18, 19)."""
     sigma: float = 0.01
@@ -101,7 +104,11 @@ class GrowthPlan:
         if self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
         require_positive(
-            stages=self.stages, stage_epochs=self.stage_epochs, tune_epochs=self.tune_epochs, patience=self.patience
+            stages=self.stages,
+            stage_epochs=self.stage_epochs,
+            tune_epochs=self.tune_epochs,
+            patience=self.patience,
+            kept_operations=self.kept_operations,
         )
         for name in ("delta", "sigma"):
             if not getattr(self, name) > 0:
@@ -296,9 +303,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         if not self.tuning and self._split_operations():
             return
         if self.plan.mode == "prune-each-stage" and not self.tuning:
-            self._replace_network(
-                prune(self.network, self.build_network, generator=self._draws("prune")), "prune"
-            )
+            self._replace_network(self._pruned("prune"), "prune")
             self.tuning = True
             self._begin_phase()
             return
@@ -417,20 +422,17 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
 
     def final_network(self) -> Supernet:
         """A copy of the best cell's supernet, pruned if it was not (Algorithm 2, line 19)."""
-        network = copy.deepcopy(self.network)
-        if self.plan.mode == "prune-at-end":
-            network = prune(network, self.build_network, generator=self._draws("prune at the end"))
-        return network
+        pruned = self.tuning or (self.plan.mode == "prune-each-stage" and self.ended)
+        return copy.deepcopy(self.network) if pruned else self._pruned("prune at the end")
 
-    def genotype(self) -> Genotype:
-        """The discrete cells that the search means now."""
-        return self.network.genotype()
+    def _pruned(self, stream: str) -> Supernet:
+        keep = self.plan.kept_operations
+        return prune(self.network, self.build_network, keep=keep, generator=self._draws(stream))
 
     def result(self) -> SearchResult:
         """The cells of the best stage, and the history; the accuracy is that of the pruned supernet on validation."""
-        history = tuple(self.history)
-        correct = self.evaluate(self.final_network())[1] if history else float("nan")
-        return SearchResult(self.genotype(), history, correct)
+        network = self.final_network()
+        return SearchResult(remaining_cells(network), tuple(self.history), self.evaluate(network)[1])
 
     # --- state ---
 

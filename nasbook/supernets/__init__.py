@@ -11,6 +11,7 @@ from nasbook.supernets.cell_changes import (
     node_morphism,
     prune,
     pruned_spaces,
+    remaining_cells,
 )
 from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
@@ -119,6 +120,7 @@ __all__ = [
     "possible_children",
     "prune",
     "pruned_spaces",
+    "remaining_cells",
     "require_partition",
     "similarity",
     "softmax_relaxation",

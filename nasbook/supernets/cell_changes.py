@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nasbook.errors import InvalidInput, require_positive
-from nasbook.genotypes import ZERO, Space
+from nasbook.genotypes import ZERO, CellGenotype, Edge, Genotype, Space
 from nasbook.networks import backbone_of
 from nasbook.supernets.recurrent import RecurrentSearchNetwork
 from nasbook.supernets.relaxations import choice_weights
@@ -391,3 +391,13 @@ def prune(
     """The supernet without the candidates and edges that :func:`pruned_spaces` leaves out (Algorithm 2, Prune)."""
     spaces, weights = pruned_spaces(network, keep)
     return changed(network, build, spaces, weights, generator=generator)
+
+
+def remaining_cells(network: RecurrentSearchNetwork | SearchNetwork) -> Genotype:
+    """The cells of a pruned supernet as they are: every candidate that is left is an edge."""
+    cells = {}
+    for kind, space in network.spaces.items():
+        edges = tuple(Edge(*edge, name) for edge in space.edges for name in space.candidates(*edge) if name != ZERO)
+        output = network.cell(kind).output if isinstance(network, RecurrentSearchNetwork) else ()
+        cells[kind] = CellGenotype(edges, space.nodes, space.inputs, output)
+    return Genotype(cells)

@@ -60,6 +60,7 @@ from nasbook.training.segmentation import (
 from nasbook.training.sequences import (
     SequenceFit,
     SequenceFitConfig,
+    SequenceReport,
     evaluate_sequences,
     sequence_accuracy,
     sequence_loss,
@@ -92,6 +93,7 @@ __all__ = [
     "SegmentationReport",
     "SequenceFit",
     "SequenceFitConfig",
+    "SequenceReport",
     "StepResult",
     "ToyProblem",
     "Training",

@@ -86,6 +86,14 @@ class SequenceFitConfig:
             raise InvalidInput(f"weight_decay must be at least 0, got {self.weight_decay}.")
 
 
+@dataclass(frozen=True)
+class SequenceReport(EpochReport):
+    """What one epoch measured; loss and accuracy as :func:`sequence_loss` and :func:`sequence_accuracy` have them."""
+
+    test_loss: float
+    """Loss on the test part after the epoch, for a last number: nothing may be chosen by it."""
+
+
 class SequenceFit(Training):
     """Trains a network on the training part of sequence data and evaluates it after every epoch.
 
@@ -94,12 +102,12 @@ class SequenceFit(Training):
         data: series or text.
         config: how to train.
         seed: of the order of the examples. The initial weights are the caller's.
-        part: what it is evaluated on: ``validation``, or ``test`` for a last number.
 
     Raises:
-        InvalidInput: several processes share the run, or there is no such part.
+        InvalidInput: several processes share the run.
     """
 
+    report_type: ClassVar[type[EpochReport]] = SequenceReport
     measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy")
 
     def __init__(
@@ -109,15 +117,11 @@ class SequenceFit(Training):
         config: SequenceFitConfig = SequenceFitConfig(),
         *,
         seed: int = 0,
-        part: str = "validation",
     ) -> None:
         if processes.count() > 1:
             raise InvalidInput("A sequence network trains in one process; start it without torchrun.")
-        if part not in PARTS:
-            raise unknown_name("part of the data", part, PARTS)
         self.config = config
         self.data = data
-        self.part = part
         inputs, targets = data.examples("train")
         self.network = network.to(inputs.device)
         self.loader = SequenceLoader(inputs, targets, config.batch_size, seed=seed)
@@ -143,15 +147,16 @@ class SequenceFit(Training):
         self.optimizer.step()
         return loss, sequence_accuracy(outputs.detach(), targets)
 
-    def report(self, means: dict[str, float]) -> EpochReport:
-        loss, correct = evaluate_sequences(self.network, self.data, self.part)
-        return EpochReport(
+    def report(self, means: dict[str, float]) -> SequenceReport:
+        loss, correct = evaluate_sequences(self.network, self.data)
+        return SequenceReport(
             self.epoch + 1,
             **means,
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=self.config.learning_rate,
-            seconds=self.elapsed(),
+            seconds=self.elapsed(),  # without the test part, so that times compare with a search's
+            test_loss=evaluate_sequences(self.network, self.data, "test")[0],
         )
 
     def header(self) -> dict[str, Any]:
@@ -163,6 +168,5 @@ class SequenceFit(Training):
             "shapes": [list(parameter.shape) for parameter in self.network.parameters()],
             "config": asdict(self.config),
             "data": self.data.checksum,
-            "evaluated": self.part,
             "seed": self.seed,
         }

@@ -348,6 +348,8 @@ EVERYWHERE = {"errors", "seeding", "files", "processes", "__version__"}
 
 BUILDS_ON: dict[str, set[str]] = {
     "darts": set(),
+    "growing": {"darts"},
+    "growing_recurrent": {"darts", "growing"},
     "milenas": {"darts"},
     "stretchable": {"milenas"},
     "pc_darts": {"darts"},

@@ -1,0 +1,573 @@
+"""Chapter 6: the trained experiments on growing cells (the trends among claims ``growing.*``).
+
+What is exact stands in :mod:`nasbook.experiments.growing_cells_checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from nasbook.analysis import count_parameters
+from nasbook.data import SERIES, SequenceData, SeriesData, TextData, load_series, load_text
+from nasbook.errors import InvalidInput
+from nasbook.experiments.image_cells import growing_config, search_config, train_derived
+from nasbook.experiments.records import Record
+from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.scale import GrowingScale, Scale, growing_scale
+from nasbook.experiments.verdicts import LEVEL, Verdict, one_sided_p, trend
+from nasbook.genotypes import Genotype, random_genotype
+from nasbook.methods import GradientSearch, darts, growing, growing_recurrent
+from nasbook.networks import RECURRENT_BACKBONES, DerivedRecurrentNetwork, TorchRecurrentNetwork
+from nasbook.seeding import fold_seed, generator
+from nasbook.supernets import OperatorRules
+from nasbook.training import SequenceFit, SequenceFitConfig
+
+__all__ = [
+    "BASELINES",
+    "OPERATOR_ROWS",
+    "RANDOM_ROWS",
+    "ROWS",
+    "best_so_far",
+    "curves",
+    "least_loss",
+    "operator_rules",
+    "random_recurrent_cell",
+    "series_config",
+    "series_data",
+    "text_config",
+    "text_data",
+]
+
+CHAPTER = "06-growing-recurrent-cells"
+
+ROWS = {
+    "DARTS-1": ("darts", "prune-each-stage"),
+    "DARTS-2": ("darts", "prune-at-end"),
+    "new-1": ("two-to-one", "prune-each-stage"),
+    "new-2": ("two-to-one", "prune-at-end"),
+}
+"""Backbone and mode of the searches, by the names of the paper's figures; "new" is the Two-to-One cell (§4)."""
+
+BASELINES = {"LSTM": "lstm", "GRU": "gru"}
+"""torch's cells of the same width."""
+
+RANDOM_ROWS = {"random DARTS": "DARTS-1", "random new": "new-1"}
+"""Cells drawn at random, with as many nodes as that search has found: what the space gives without a search."""
+
+
+def _scale(workplace: Workplace) -> GrowingScale:
+    """The scale, with Chapter 6's numbers."""
+    assert isinstance(workplace.scale, GrowingScale)  # the registry saw to it
+    return workplace.scale
+
+
+def _own_source(workplace: Workplace) -> str | None:
+    """The file that the caller gave; None for the scale's own data."""
+    return None if workplace.source == workplace.scale.data else workplace.source
+
+
+# --- data and configurations ------------------------------------------------------------------------------------------
+
+
+def series_data(scale: GrowingScale, source: str | None = None) -> dict[str, SeriesData]:
+    """The sets of returns at a scale, by the names of figures.
+
+    Args:
+        scale: says which.
+        source: a CSV file of closes with the scale's columns, where they are not embedded.
+
+    Raises:
+        InvalidInput: the scale's series are columns of a file, and no file is given.
+    """
+    found = {}
+    for name, which in scale.series.items():
+        if which in SERIES:
+            found[name] = load_series(which)
+        elif source is None:
+            raise InvalidInput(
+                f"The scale {scale.name!r} forecasts the columns {which}: give a CSV file of daily closes that has "
+                f"them (--data), with days filled in between two closes or not."
+            )
+        else:
+            found[name] = load_series(source, columns=tuple(which.split(",")), drop_interpolated=True)
+    return found
+
+
+def text_data(scale: GrowingScale, source: str | None = None) -> TextData:
+    """The text of a scale, or the same from files of the caller."""
+    return load_text(source or scale.text, window=scale.text_window, lines=scale.text_lines)
+
+
+def series_config(
+    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing.Mode, hidden: int
+) -> growing_recurrent.Config:
+    """How cells grow on series at a scale."""
+    rate, architecture_rate = scale.series_rates
+    return growing_recurrent.Config(
+        backbone=backbone,
+        mode=mode,
+        nodes=scale.series_nodes,
+        hidden=hidden,
+        stages=scale.series_stages,
+        stage_epochs=scale.series_epochs,
+        tune_epochs=scale.series_epochs,
+        patience=scale.series_patience,
+        learning_rate=rate,
+        architecture_learning_rate=architecture_rate,
+    )
+
+
+def text_config(
+    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing.Mode, nodes: int
+) -> growing_recurrent.Config:
+    """How cells grow on text at a scale, from so many nodes."""
+    rate, architecture_rate = scale.text_rates
+    return growing_recurrent.Config(
+        backbone=backbone,
+        mode=mode,
+        nodes=nodes,
+        hidden=scale.text_hidden,
+        stages=scale.text_stages,
+        stage_epochs=scale.text_epochs,
+        tune_epochs=scale.text_epochs,
+        patience=scale.starts[nodes],
+        batch_size=scale.text_batch,
+        learning_rate=rate,
+        architecture_learning_rate=architecture_rate,
+    )
+
+
+def random_recurrent_cell(backbone: str, nodes: int, draws: torch.Generator) -> Genotype:
+    """A cell drawn uniformly from a backbone's space."""
+    own = RECURRENT_BACKBONES[backbone]
+    space = own.space(nodes)
+    output = own.cell.own_output(space)
+    return Genotype({kind: replace(cell, output=output) for kind, cell in random_genotype(space, draws).cells})
+
+
+# --- one trial --------------------------------------------------------------------------------------------------------
+
+
+def _searched(workplace: Workplace, config: growing_recurrent.Config, data: SequenceData, name: str) -> dict[str, Any]:
+    """A growing search: its course, its events and what it found."""
+    search = growing_recurrent.Search(config, data, seed=workplace.seed)
+    workplace.drive(search, f"search {name}")
+    history = search.history
+    ends = {0, len(history) - 1}
+    ends |= {i for i in range(1, len(history)) if history[i].stage != history[i - 1].stage for i in (i - 1, i)}
+    course = [
+        {
+            "epoch": report.epoch,
+            "stage": report.stage,
+            "tuning": report.tuning,
+            "nodes": report.nodes,
+            "parameters": report.parameters,
+            "train": report.train_loss,
+            "validation": report.validation_loss,
+            "seconds": round(report.seconds, 3),
+            **({"weights": report.weights} if place in ends else {}),
+        }
+        for place, report in enumerate(history)
+    ]
+    events = [{k: v for k, v in asdict(event).items() if k != "operations"} for event in search.events]
+    return {"search": course, "events": events, "genotype": search.result().genotype.to_json()}
+
+
+def _trained(
+    workplace: Workplace,
+    build: Callable[[], nn.Module],
+    data: SequenceData,
+    config: SequenceFitConfig,
+    name: str,
+) -> dict[str, Any]:
+    """A network trained from scratch; all of one seed begin with the same random numbers and see the same batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(fold_seed(workplace.seed, "derived network"))
+        network = build()
+    run = SequenceFit(network, data, config, seed=fold_seed(workplace.seed, "fit"))
+    workplace.drive(run, f"train {name}")
+    best = int(np.argmin([report.validation_loss for report in run.history]))
+    return {
+        "parameters": count_parameters(network),
+        "train": [report.train_loss for report in run.history],
+        "validation": [report.validation_loss for report in run.history],
+        "seconds": [round(report.seconds, 3) for report in run.history],
+        "test": run.history[best].test_loss,
+    }
+
+
+def _trial(
+    workplace: Workplace,
+    configs: Mapping[str, growing_recurrent.Config],
+    data: SequenceData,
+    fit: SequenceFitConfig,
+    name: str,
+) -> dict[str, Any]:
+    """All searches on some data, each cell trained from scratch, and the random cells."""
+    found: dict[str, Any] = {}
+    for row, config in configs.items():
+        values = _searched(workplace, config, data, f"{name} {row}")
+        found[row] = {**values, **_from_genotype(workplace, values["genotype"], config.hidden, data, fit, f"{name} {row}")}
+    for row, like in RANDOM_ROWS.items():
+        nodes = Genotype.from_json(found[like]["genotype"]).cells[0][1].nodes
+        draws = generator(fold_seed(workplace.seed, row, name))
+        genotype = random_recurrent_cell(configs[like].backbone, nodes, draws).to_json()
+        trained = _from_genotype(workplace, genotype, configs[like].hidden, data, fit, f"{name} {row}")
+        found[row] = {"genotype": genotype, **trained}
+    return found
+
+
+def _from_genotype(
+    workplace: Workplace, genotype: str, hidden: int, data: SequenceData, fit: SequenceFitConfig, name: str
+) -> dict[str, Any]:
+    cells = Genotype.from_json(genotype)
+    return _trained(workplace, lambda: DerivedRecurrentNetwork(cells, data, hidden), data, fit, name)
+
+
+def _baselines(
+    workplace: Workplace, hidden: int, data: SequenceData, fit: SequenceFitConfig, name: str
+) -> dict[str, Any]:
+    return {
+        row: _trained(workplace, lambda cell=cell: TorchRecurrentNetwork(cell, data, hidden), data, fit, f"{name} {row}")
+        for row, cell in BASELINES.items()
+    }
+
+
+def _described(data: SequenceData) -> dict[str, Any]:
+    """What the data are, and the losses between which a model can be."""
+    return {
+        "name": data.name,
+        "source": data.source,
+        "checksum": data.checksum,
+        "features": data.features,
+        "examples": {part: data.size(part) for part in ("train", "validation", "test")},
+        "constant": data.constant_loss("validation"),
+        "irreducible": data.irreducible_loss("validation"),
+    }
+
+
+# --- Fig. 3: index returns --------------------------------------------------------------------------------------------
+
+
+def series(workplace: Workplace) -> dict[str, Any]:
+    """One trial of Fig. 3: both backbones in both modes, LSTM and GRU on two sets of index returns."""
+    scale = _scale(workplace)
+    values: dict[str, Any] = {}
+    for name, data in series_data(scale, _own_source(workplace)).items():
+        data = data.to(workplace.device)
+        fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
+        configs = {row: series_config(scale, *form, data.features) for row, form in ROWS.items()}  # type: ignore[arg-type]
+        values[name] = {
+            "data": _described(data),
+            **_trial(workplace, configs, data, fit, name),
+            **_baselines(workplace, data.features, data, fit, name),
+        }
+    return values
+
+
+def _of(record: Record, place: str, row: str) -> list[dict[str, Any]]:
+    return [values[row] for values in record.values(place)]
+
+
+def curves(record: Record, place: str, row: str, which: str = "validation") -> Float[np.ndarray, "trials epochs"]:
+    """Learning curves of a row's networks, trained from scratch: ``validation`` or ``train`` losses.
+
+    Args:
+        record: of "growing-series" or "growing-language".
+        place: name of a set of series, or the number of nodes that cells began with.
+        row: of :data:`ROWS`, :data:`BASELINES` or :data:`RANDOM_ROWS`.
+        which: ``validation``, ``train`` or ``seconds``.
+    """
+    return np.array([values[which] for values in _of(record, place, row)])
+
+
+def least_loss(record: Record, place: str, row: str) -> Float[np.ndarray, " trials"]:
+    """The least validation loss of every trial's network."""
+    return curves(record, place, row).min(axis=1)
+
+
+def _compared(pairs: list[tuple[str, Float[np.ndarray, " trials"], Float[np.ndarray, " trials"]]]) -> Verdict:
+    """The verdict on several claims that one loss is below another, trial by trial.
+
+    It holds when all are significant, partly when more than half have the claimed sign.
+    """
+    right, significant, texts = [], [], []
+    for text, lower, higher in pairs:
+        difference = higher - lower
+        p = one_sided_p(difference)
+        right.append(difference.mean() > 0)
+        significant.append(p < LEVEL)
+        texts.append(f"{text} by {difference.mean():+.4f} (p = {p:.2g})")
+    numbers = f"{sum(right)} of {len(right)} have the claimed sign, {sum(significant)} significantly: " + "; ".join(texts)
+    return trend(sum(right) > len(right) / 2, all(significant), f"{numbers}; {len(pairs[0][1])} trials")
+
+
+def _judge_modes(record: Record) -> Verdict:
+    pairs = []
+    for place in record.scale["series"]:
+        loss = {row: least_loss(record, place, row) for row in (*ROWS, "LSTM")}
+        named = [("new-1", "DARTS-1"), ("new-2", "DARTS-2"), ("LSTM", "DARTS-1"), ("LSTM", "DARTS-2")]
+        if place == "G7":  # on BRICS the paper sees no significant difference
+            named.append(("new-2", "LSTM"))
+        pairs += [(f"{place}: {lower} below {higher}", loss[lower], loss[higher]) for lower, higher in named]
+    return _compared(pairs)
+
+
+def _paper_trials(trials: int) -> Callable[[Scale], GrowingScale]:
+    """The chapter's scale with the paper's number of trials beyond ``quick``."""
+
+    def scaled(scale: Scale) -> GrowingScale:
+        own = growing_scale(scale)
+        return own if own.name == "quick" or own is scale else replace(own, seeds=trials)
+
+    return scaled
+
+
+register(
+    Experiment(
+        "growing-series",
+        "Fig. 3: growing cells in both modes and backbones, LSTM and GRU on index returns",
+        CHAPTER,
+        series,
+        {"growing.modes": _judge_modes},
+        scaled=_paper_trials(20),
+    )
+)
+
+
+# --- Fig. 4 to 9: language --------------------------------------------------------------------------------------------
+
+
+def language(workplace: Workplace) -> dict[str, Any]:
+    """One trial of Fig. 4 to 9: both backbones in both modes from 2, 3 and 4 nodes, and the LSTM, on a text."""
+    scale = _scale(workplace)
+    data = text_data(scale, _own_source(workplace)).to(workplace.device)
+    fit = SequenceFitConfig(
+        epochs=scale.text_epochs, batch_size=scale.text_batch, learning_rate=scale.text_rates[0]
+    )
+    values: dict[str, Any] = {"data": _described(data)}
+    baselines = _baselines(workplace, scale.text_hidden, data, fit, "text")
+    for nodes in scale.starts:
+        configs = {row: text_config(scale, *form, nodes) for row, form in ROWS.items()}  # type: ignore[arg-type]
+        values[str(nodes)] = {**_trial(workplace, configs, data, fit, f"{nodes} nodes"), **baselines}
+    return values
+
+
+def _starts(record: Record) -> list[str]:
+    return [str(nodes) for nodes in record.scale["starts"]]
+
+
+def _judge_language(record: Record) -> Verdict:
+    pairs = []
+    for start in _starts(record):
+        for one, two in (("DARTS-1", "DARTS-2"), ("new-1", "new-2")):
+            text = f"from {start} nodes: validation {one} below {two}"
+            pairs.append((text, least_loss(record, start, one), least_loss(record, start, two)))
+        for new, old in (("new-1", "DARTS-1"), ("new-2", "DARTS-2")):
+            last = [curves(record, start, row, "train")[:, -1] for row in (new, old)]
+            pairs.append((f"training {new} below {old}", *last))
+    return _compared(pairs)
+
+
+def best_so_far(
+    course: list[dict[str, Any]], seconds: Float[np.ndarray, " times"]
+) -> Float[np.ndarray, " times"]:
+    """The least validation loss that a search has reached by some times; that of its first epoch before it."""
+    ends = np.cumsum([epoch["seconds"] for epoch in course])
+    least = np.minimum.accumulate([epoch["validation"] for epoch in course])
+    return least[np.maximum(np.searchsorted(ends, seconds, side="right") - 1, 0)]
+
+
+def _judge_time(record: Record) -> Verdict:
+    pairs = []
+    for start in _starts(record):
+        for one, two in (("DARTS-1", "DARTS-2"), ("new-1", "new-2")):
+            means: list[list[float]] = [[], []]
+            for first, second in zip(_of(record, start, one), _of(record, start, two), strict=True):
+                courses = (first["search"], second["search"])
+                end = min(sum(epoch["seconds"] for epoch in course) for course in courses)
+                times = np.linspace(0, end, 201)[1:]
+                for mean, course in zip(means, courses, strict=True):
+                    mean.append(float(best_so_far(course, times).mean()))
+            text = f"from {start} nodes: {one} below {two} at equal times"
+            pairs.append((text, np.array(means[0]), np.array(means[1])))
+    return _compared(pairs)
+
+
+register(
+    Experiment(
+        "growing-language",
+        "Fig. 4 to 9: growing cells from 2, 3 and 4 nodes in both modes and backbones, and the LSTM, on a text",
+        CHAPTER,
+        language,
+        {"growing.language": _judge_language, "growing.time": _judge_time},
+        scaled=_paper_trials(5),
+    )
+)
+
+
+# --- Eq. 26 to 28: growing against the largest cell at once -----------------------------------------------------------
+
+
+def cost(workplace: Workplace) -> dict[str, Any]:
+    """Both backbones grown, and trained at once with as many nodes as they grew to, until early stopping."""
+    scale = _scale(workplace)
+    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    values: dict[str, Any] = {"data": _described(data)}
+    for backbone in ("darts", "two-to-one"):
+        plan = series_config(scale, backbone, "prune-at-end", data.features)  # type: ignore[arg-type]
+        plan = replace(plan, stages=scale.grown_nodes - scale.series_nodes + 1)
+        grown = _searched(workplace, plan, data, f"{backbone} grown")
+        largest = max(epoch["nodes"] for epoch in grown["search"])
+        at_once = replace(plan, nodes=largest, stages=1, stage_epochs=plan.stages * plan.stage_epochs)
+        values[backbone] = {
+            "largest": largest,
+            "grown": grown,
+            "fixed": _searched(workplace, at_once, data, f"{backbone} at once"),
+        }
+    return values
+
+
+def weight_epochs(course: list[dict[str, Any]]) -> int:
+    """Σ N_i e_i (Eq. 26, 27): the network's parameters, summed over all epochs."""
+    return sum(epoch["parameters"] for epoch in course)
+
+
+def _judge_complexity(record: Record) -> Verdict:
+    pairs, texts = [], []
+    for backbone in ("darts", "two-to-one"):
+        runs = record.values(backbone)
+        costs = {kind: np.array([weight_epochs(run[kind]["search"]) for run in runs]) for kind in ("grown", "fixed")}
+        times = {
+            kind: np.array([sum(epoch["seconds"] for epoch in run[kind]["search"]) for run in runs])
+            for kind in ("grown", "fixed")
+        }
+        losses = {
+            kind: np.mean([min(epoch["validation"] for epoch in run[kind]["search"]) for run in runs])
+            for kind in ("grown", "fixed")
+        }
+        ratio = np.log(costs["fixed"] / costs["grown"])
+        pairs.append((ratio.mean() > 0, one_sided_p(ratio) < LEVEL))
+        nodes = "/".join(str(run["largest"]) for run in runs)
+        texts.append(
+            f"{backbone} to {nodes} nodes: weights × epochs grown over fixed {np.exp(-ratio.mean()):.2f}, seconds "
+            f"{np.mean(times['grown'] / times['fixed']):.2f}, validation loss {losses['grown']:.4f} against "
+            f"{losses['fixed']:.4f}"
+        )
+    right, significant = (all(column) for column in zip(*pairs, strict=True))
+    return trend(right, significant, "; ".join(texts) + f"; {len(record.measurements)} seeds")
+
+
+register(
+    Experiment(
+        "growing-cost",
+        "Eq. 26 to 28 measured: growing a cell against training the largest at once",
+        CHAPTER,
+        cost,
+        {"growing.complexity": _judge_complexity},
+        scaled=growing_scale,
+    )
+)
+
+
+# --- Algorithm 4: operations that grow, are pruned and replaced -------------------------------------------------------
+
+OPERATOR_ROWS = ("nodes only", "small weight", "splitting", "pruning", "replacing", "re-sampling")
+"""The Two-to-One cell with nodes that grow only, as in the paper's experiments, and with each of §3.2.2–3.2.4."""
+
+
+def operator_rules(row: str) -> OperatorRules:
+    """What happens to operations in a row of :data:`OPERATOR_ROWS`."""
+    rules = {
+        "nodes only": OperatorRules(),
+        "small weight": OperatorRules(strategy="small-weight"),
+        "splitting": OperatorRules(strategy="splitting"),
+        "pruning": OperatorRules(prune_below=0.12),
+        "replacing": OperatorRules(exchange="replace"),
+        "re-sampling": OperatorRules(exchange="resample"),
+    }
+    return rules[row]
+
+
+def operators(workplace: Workplace) -> dict[str, Any]:
+    """The Two-to-One cell with and without each change of operations, on the first set of series; two kept an edge."""
+    scale = _scale(workplace)
+    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
+    values: dict[str, Any] = {"data": _described(data)}
+    for row in OPERATOR_ROWS:
+        plan = series_config(scale, "two-to-one", "prune-at-end", data.features)
+        plan = replace(plan, kept_operations=2, operators=operator_rules(row))
+        found = _searched(workplace, plan, data, row)
+        trained = _from_genotype(workplace, found["genotype"], plan.hidden, data, fit, row)
+        values[row] = {**found, **trained, "seconds": trained["seconds"]}
+    return values
+
+
+register(
+    Experiment(
+        "growing-operators",
+        "Algorithm 4 ablated: operations that multiply, split, are pruned and replaced",
+        CHAPTER,
+        operators,
+        scaled=growing_scale,
+    )
+)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def images(workplace: Workplace) -> dict[str, Any]:
+    """A convolutional cell that grows from two nodes in both modes, and DARTS with two nodes and with the most.
+
+    DARTS searches as many epochs as growth with pruning at the end took. All cells are retrained alike.
+    """
+    scale = _scale(workplace)
+    values: dict[str, Any] = {}
+    begun = replace(scale.space, nodes=2)
+    epochs = 1
+    for row, mode in (("grown-1", "prune-each-stage"), ("grown-2", "prune-at-end")):
+        search = growing.Search(growing_config(scale, mode), workplace.data, begun, workplace.seed)  # type: ignore[arg-type]
+        workplace.drive(search, f"search {row}")
+        result = search.result()
+        epochs = len(result.history)
+        values[row] = {
+            "search": [
+                {"epoch": r.epoch, "stage": r.stage, "tuning": r.tuning, "nodes": r.nodes, "train": r.train_loss,
+                 "validation": r.validation_loss, "accuracy": r.validation_accuracy, "seconds": round(r.seconds, 3)}
+                for r in search.history
+            ],
+            "events": [{k: v for k, v in asdict(event).items() if k != "operations"} for event in search.events],
+            "nodes": result.genotype.normal.nodes,
+            **train_derived(workplace, result.genotype, f"train {row}"),
+        }
+    for nodes in (2, 1 + scale.image_stages):
+        config = replace(search_config(scale, epochs), order="first-order")
+        plain: GradientSearch = darts.Search(config, workplace.data, replace(scale.space, nodes=nodes), workplace.seed)
+        workplace.drive(plain, f"search DARTS {nodes}")
+        genotype = plain.result().genotype
+        values[f"DARTS, {nodes} nodes"] = {
+            "seconds": round(plain.result().seconds, 1),
+            "nodes": nodes,
+            **train_derived(workplace, genotype, f"train DARTS {nodes}"),
+        }
+    return values
+
+
+register(
+    Experiment(
+        "growing-images",
+        "A convolutional cell that grows nodes, against DARTS with as few and as many",
+        CHAPTER,
+        images,
+        scaled=growing_scale,
+    )
+)
