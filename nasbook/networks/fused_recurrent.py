@@ -1,8 +1,318 @@
-"""The recurrent cells in fewer, larger steps; see :mod:`nasbook.networks.recurrent_cells` for what they compute."""
+"""The recurrent cells in fewer, larger steps; see :mod:`nasbook.networks.recurrent_cells` for what they compute.
+
+The readable cells run one module a candidate, node and time step. Here
+
+* what the candidates of all nodes make of the input is one matrix product for all time steps;
+* what the candidates that leave one node make of its value is one matrix product a time step, one activation for
+  sigmoid and tanh, one for ReLU, and one product with the coefficients, whatever the number of targets;
+* all sums of a Two-to-One node fold into one map of the input, and so do its products;
+* the backward pass is written out (:mod:`nasbook.networks.fused_recurrent_function`), and the gradient of a matrix is
+  one product after the loop over time.
+
+Parameters and state dict are those of the readable cells. They are read and stacked anew in every pass.
+"""
 
 from __future__ import annotations
 
-from nasbook.networks.recurrent_cells import RecurrentCell
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-FUSED_CELLS: dict[str, type[RecurrentCell]] = {}
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nasbook.genotypes import Space
+from nasbook.networks.fused_recurrent_function import Graph, Source, run_sequence
+from nasbook.networks.recurrent_cells import DartsCell, RecurrentCell, TwoToOneCell
+from nasbook.operations.recurrent import ActivatedMap, Gate, Product, StateIdentity, StateZero, Sum, operation_of
+
+BOUNDED = ("sigmoid", "tanh")
+"""Activations that one sigmoid computes, as tanh(a) = 2 sigmoid(2a) − 1."""
+
+
+class Place(NamedTuple):
+    """Where a candidate stands."""
+
+    source: int
+    """The node that it leaves, counted without those that are not needed."""
+    target: int
+    edge: str
+    """Key of its edge among the modules."""
+    name: str
+    coefficient: int
+    """Where its coefficient stands, row by row."""
+
+    @property
+    def operation(self) -> str:
+        return operation_of(self.name)
+
+    @property
+    def factor(self) -> float:
+        """What its maps and its coefficient are multiplied by."""
+        return 2.0 if self.operation == "tanh" else 1.0
+
+
+class Mixing:
+    """A linear map from a cell's coefficients to all that the fused pass multiplies with, made entry by entry."""
+
+    def __init__(self, coefficients: int) -> None:
+        self.coefficients = coefficients
+        self.rows: list[list[float]] = []
+        self._matrix: Tensor | None = None
+
+    def add(self, places: Iterable[Place], factor: float | None = None) -> None:
+        """One more entry: the sum of the candidates' coefficients, times their factors or another one."""
+        row = [0.0] * self.coefficients
+        for place in places:
+            row[place.coefficient] += place.factor if factor is None else factor
+        self.rows.append(row)
+
+    def __call__(self, coefficients: Float[Tensor, "edges operations"]) -> Float[Tensor, "entries"]:
+        known = self._matrix
+        if known is None or known.dtype != coefficients.dtype or known.device != coefficients.device:
+            with torch.inference_mode(False):  # or autograd could not use it later
+                known = coefficients.new_tensor(self.rows)
+            self._matrix = known
+        return known @ coefficients.flatten()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fused pass does, apart from its tensors."""
+
+    graph: Graph
+    activated: tuple[Place, ...]
+    """Candidates with an activation, in the order of their blocks."""
+    linear: tuple[Place, ...]
+    """The sums and products of a Two-to-One cell."""
+    others: tuple[Place, ...]
+    """Candidates that are not called: identity and zero."""
+    mixing: Mixing
+    """Gives the coefficients of :func:`run_sequence`, then, for a Two-to-One cell, a row for every block without an
+    activation: what each of the linear candidates gives to it, and its bias."""
+
+    @property
+    def factors(self) -> list[float]:
+        """Of the blocks with an activation."""
+        return [place.factor for place in self.activated]
+
+
+def plan_two_to_one(space: Space, hidden: int) -> Plan:
+    """The plan of a Two-to-One cell: a chain, so that every node has one target."""
+    by_source = [_leaving(space, edge, step, step + 1) for step, edge in enumerate(space.edges)]
+    activated = [place for places in by_source for place in _in_blocks(places)]
+    sums = [[place for place in places if place.operation == "sum"] for places in by_source]
+    products = [[place for place in places if place.operation == "product"] for places in by_source]
+    block = len(activated)
+    added = {step: block + order for order, step in enumerate(step for step, some in enumerate(sums) if some)}
+    block += len(added)
+    scaled = {step: block + order for order, step in enumerate(step for step, some in enumerate(products) if some)}
+
+    mixing = Mixing(len(space.edges) * len(space.operations))
+    sources = []
+    for step, places in enumerate(by_source):
+        blocks = _in_blocks(places)
+        bounded = sum(place.operation in BOUNDED for place in blocks)
+        passed = step in added and step not in scaled
+        sources.append(
+            Source(
+                bounded, len(blocks) - bounded, 1, 1, added=added.get(step), scaled=scaled.get(step), passed=passed
+            )
+        )
+        for place in blocks:
+            mixing.add([place])
+        if passed:
+            mixing.add(sums[step])
+    tanh = [[place for place in places if place.operation == "tanh"] for places in by_source]
+    for step, places in enumerate(tanh):
+        mixing.add([] if step in added else places, -1)
+    linear = [place for group in (*sums, *products) for place in group]
+    for step in added:
+        for place in linear:
+            mixing.add([place] if place in sums[step] else [])
+        mixing.add(tanh[step], -1)
+    for step in scaled:
+        for place in linear:
+            mixing.add([place] if place in products[step] else [])
+        mixing.add(sums[step])
+    graph = Graph(hidden, tuple(sources), fed=block + len(scaled))
+    return Plan(graph, tuple(activated), tuple(linear), (), mixing)
+
+
+def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
+    """The plan of a DARTS cell whose last needed node is the output."""
+    order = (0, *needed)
+    activated: list[Place] = []
+    others: list[Place] = []
+    mixing = Mixing(len(space.edges) * len(space.operations))
+    sources = []
+    for source, node in enumerate(order[:-1]):
+        targets = [target for target, other in enumerate(order) if (node, other) in space.edges]
+        places = [p for target in targets for p in _leaving(space, (node, order[target]), source, target)]
+        blocks = _in_blocks(places)
+        identities = [place for place in places if place.operation == "identity"]
+        bounded = sum(place.operation in BOUNDED for place in blocks)
+        span = range(targets[0], targets[-1] + 1)
+        sources.append(
+            Source(bounded, len(blocks) - bounded, targets[0] - source, len(span), identity=bool(identities))
+        )
+        for target in span:
+            for place in blocks:
+                mixing.add([place] if place.target == target else [])
+        for target in span if identities else ():
+            mixing.add(place for place in identities if place.target == target)
+        activated += blocks
+        others += [place for place in places if place not in blocks]
+    for target in range(1, len(order)):
+        mixing.add((place for place in activated if place.target == target and place.operation == "tanh"), -1)
+    graph = Graph(hidden, tuple(sources), fed=sources[0].candidates)
+    return Plan(graph, tuple(activated), (), tuple(others), mixing)
+
+
+def _leaving(space: Space, edge: tuple[int, int], source: int, target: int) -> list[Place]:
+    """The candidates on an edge."""
+    row = space.edges.index(edge) * len(space.operations)
+    names = space.candidates(*edge)
+    return [Place(source, target, f"{edge[0]}-{edge[1]}", n, row + space.operations.index(n)) for n in names]
+
+
+def _in_blocks(places: Sequence[Place]) -> list[Place]:
+    """Those with an activation: first what a sigmoid computes, then ReLU."""
+    return [p for p in places if p.operation in BOUNDED] + [p for p in places if p.operation == "relu"]
+
+
+def _as_built(module: nn.Module, kind: type[nn.Module], operation: str) -> bool:
+    """Whether calling a candidate would do what its class says, and nothing else."""
+    return (
+        type(module) is kind
+        and getattr(module, "activation", operation) == operation
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
+
+
+KINDS: dict[str, type[nn.Module]] = {"identity": StateIdentity, "none": StateZero, "sum": Sum, "product": Product}
+
+
+def _runs_as_built(cell: nn.Module, plan: Plan, kind: type[nn.Module]) -> bool:
+    return all(
+        _as_built(cell.edges[place.edge][place.name], KINDS.get(place.operation, kind), place.operation)
+        for place in (*plan.activated, *plan.linear, *plan.others)
+    )
+
+
+def _fits(
+    cell: RecurrentCell, inputs: Tensor, coefficients: Tensor, state: Tensor | None, weights: Iterable[Tensor]
+) -> bool:
+    """Whether all tensors are of the shapes and of the one type that the fused pass takes.
+
+    What does not fit is left to the readable cell, which computes it or says what is wrong.
+    """
+    dtype, device = inputs.dtype, inputs.device
+    space = cell.space
+    return (
+        inputs.dim() == 3
+        and inputs.shape[2] == cell.inputs
+        and inputs.numel() > 0
+        and dtype.is_floating_point
+        and coefficients.shape == (len(space.edges), len(space.operations))
+        and (state is None or state.shape == (inputs.shape[1], cell.hidden))
+        and all(
+            tensor.dtype == dtype and tensor.device == device
+            for tensor in (coefficients, *(() if state is None else (state,)), *weights)
+        )
+        and not torch.is_autocast_enabled(device.type)
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _stacked(weights: Sequence[Tensor], factors: Tensor) -> Tensor:
+    """The weights one below the other, each times its factor."""
+    scale = factors.view(-1, *[1] * weights[0].dim())
+    return (torch.stack(list(weights)) * scale).flatten(0, 1)
+
+
+class FusedTwoToOneCell(TwoToOneCell):
+    """A :class:`~nasbook.networks.TwoToOneCell` with the same parameters, computed node by node."""
+
+    def build(self) -> None:
+        super().build()
+        self._plan = plan_two_to_one(self.space, self.hidden)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "time batch inputs"],
+        coefficients: Float[Tensor, "edges operations"],
+        state: Float[Tensor, "batch hidden"] | None = None,
+    ) -> Float[Tensor, "time batch hidden"]:
+        plan = self._plan
+        if len(self.needed) < len(self.space.edges) or not _runs_as_built(self, plan, Gate):
+            return super().forward(inputs, coefficients, state)
+        gates = [self.edges[place.edge][place.name] for place in plan.activated]
+        linear = [self.edges[place.edge][place.name] for place in plan.linear]
+        weights = [tensor for gate in gates for tensor in (gate.input_weight, gate.state_weight, gate.bias)]
+        weights += [module.input_weight for module in linear]
+        if not _fits(self, inputs, coefficients, state, weights):
+            return super().forward(inputs, coefficients, state)
+
+        hidden = self.hidden
+        entries = plan.mixing(coefficients)
+        input_maps, biases, state_maps = [], [], inputs.new_empty(0, hidden)
+        if gates:
+            factors = inputs.new_tensor(plan.factors)
+            input_maps.append(_stacked(weights[0 : 3 * len(gates) : 3], factors))
+            state_maps = _stacked(weights[1 : 3 * len(gates) : 3], factors)
+            biases.append(_stacked(weights[2 : 3 * len(gates) : 3], factors))
+        if linear:
+            count = plan.graph.fed - len(gates)
+            entries, rows = entries.split([len(entries) - count * (len(linear) + 1), count * (len(linear) + 1)])
+            rows = rows.view(count, -1)
+            folded = rows[:, :-1] @ torch.stack(weights[3 * len(gates) :]).flatten(1)
+            input_maps.append(folded.view(-1, self.inputs))
+            biases.append(rows[:, -1:].expand(-1, hidden).flatten())
+        if state is None:
+            state = inputs.new_zeros(inputs.shape[1], hidden)
+        maps = torch.cat(input_maps), torch.cat(biases), state_maps
+        return run_sequence(plan.graph, inputs, state, *maps, entries)
+
+
+class FusedDartsCell(DartsCell):
+    """A :class:`~nasbook.networks.DartsCell` with the same parameters, computed node by node."""
+
+    def build(self) -> None:
+        super().build()
+        self._plan = plan_darts(self.space, self.needed, self.hidden)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "time batch inputs"],
+        coefficients: Float[Tensor, "edges operations"],
+        state: Float[Tensor, "batch hidden"] | None = None,
+    ) -> Float[Tensor, "time batch hidden"]:
+        plan = self._plan
+        if len(self.output) > 1 or not _runs_as_built(self, plan, ActivatedMap):
+            return super().forward(inputs, coefficients, state)
+        weights = [self.edges[place.edge][place.name].weight for place in plan.activated]
+        if not _fits(self, inputs, coefficients, state, weights):
+            return super().forward(inputs, coefficients, state)
+
+        fed = plan.graph.fed
+        factors = inputs.new_tensor(plan.factors)
+        input_maps, state_maps = inputs.new_empty(0, self.inputs), []
+        if fed:
+            input_maps, part = _stacked(weights[:fed], factors[:fed]).split([self.inputs, self.hidden], dim=1)
+            state_maps.append(part)
+        if len(weights) > fed:
+            state_maps.append(_stacked(weights[fed:], factors[fed:]))
+        maps = torch.cat(state_maps) if state_maps else inputs.new_empty(0, self.hidden)
+        if state is None:
+            state = inputs.new_zeros(inputs.shape[1], self.hidden)
+        return run_sequence(plan.graph, inputs, state, input_maps, None, maps, plan.mixing(coefficients))
+
+
+FUSED_CELLS: dict[str, type[RecurrentCell]] = {"two-to-one": FusedTwoToOneCell, "darts": FusedDartsCell}
 """The fused form of each backbone that has one, by name; parameters, state and values are those of the readable one."""
