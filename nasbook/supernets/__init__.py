@@ -5,6 +5,7 @@ from nasbook.supernets.cell_changes import (
     CandidateWeights,
     NodeMorphism,
     add_node,
+    candidate_weights,
     carry_states,
     changed,
     inverse_softmax,
@@ -16,6 +17,15 @@ from nasbook.supernets.cell_changes import (
 from nasbook.supernets.cells import MixedOperation, SearchCell, SharedCell
 from nasbook.supernets.fused import FusedCell
 from nasbook.supernets.inheritance import corresponding_cells, inherit
+from nasbook.supernets.operator_changes import OperatorChange, OperatorRules, change_operators
+from nasbook.supernets.operator_splitting import (
+    OperatorEigenpairs,
+    chosen_splits,
+    operator_eigenpairs,
+    operator_splitting_matrices,
+    split_candidates,
+    split_operators,
+)
 from nasbook.supernets.partial import (
     PARTIAL_ENGINES,
     EdgeNormalizedRelaxation,
@@ -87,6 +97,9 @@ __all__ = [
     "MixedOperation",
     "NodeMorphism",
     "NodeSoftmax",
+    "OperatorChange",
+    "OperatorEigenpairs",
+    "OperatorRules",
     "OutputEdges",
     "PartialCell",
     "PartialMixedOperation",
@@ -103,8 +116,11 @@ __all__ = [
     "StrongestOutputs",
     "TopologyRelaxation",
     "add_node",
+    "candidate_weights",
     "carry_states",
+    "change_operators",
     "changed",
+    "chosen_splits",
     "connected_cell",
     "corresponding_cells",
     "distinct_operations",
@@ -115,6 +131,8 @@ __all__ = [
     "morphism_likelihoods",
     "node_morphism",
     "operation_mix",
+    "operator_eigenpairs",
+    "operator_splitting_matrices",
     "output_edge_space",
     "pool_similarity",
     "possible_children",
@@ -124,6 +142,8 @@ __all__ = [
     "require_partition",
     "similarity",
     "softmax_relaxation",
+    "split_candidates",
+    "split_operators",
     "strongest_connections",
     "strongest_edges",
 ]

@@ -1,4 +1,4 @@
-"""Supernets whose cells change while they train: a node is added, candidates are pruned (growing DARTS §3.2; Chapter 6).
+"""Supernets whose cells change while they train: a node comes, candidates go (growing DARTS §3.2; Chapter 6).
 
 A change builds a new supernet for the changed spaces and carries everything over that stays: weights, batch-norm
 statistics, architecture parameters and, with :func:`carry_states`, what the optimisers know of them. The old network
@@ -58,6 +58,22 @@ def inverse_softmax(weights: Float[Tensor, " candidates"], total: float = 1.0) -
     return weights.log() + torch.tensor(total, dtype=weights.dtype).log()
 
 
+def candidate_weights(network: RecurrentSearchNetwork | SearchNetwork, kind: str) -> CandidateWeights:
+    """What every candidate is multiplied by, by edge, in the order in which the candidates stand there.
+
+    On every edge they sum to 1, in double precision.
+    """
+    space = network.spaces[kind]
+    columns = {name: place for place, name in enumerate(space.operations)}
+    with torch.no_grad():
+        table = network.coefficients()[kind].double().cpu()
+    table = table / table.sum(-1, keepdim=True)  # a softmax in single precision sums to 1 only nearly
+    return {
+        edge: {name: float(row[columns[name]]) for name in space.candidates(*edge)}
+        for edge, row in zip(space.edges, table, strict=True)
+    }
+
+
 @dataclass(frozen=True)
 class NodeMorphism:
     """How a new node repeats the cell."""
@@ -70,7 +86,9 @@ class NodeMorphism:
     """For every node that it reads, how much of it is passed on."""
 
 
-def node_morphism(network: RecurrentSearchNetwork | SearchNetwork, kind: str, candidates: Sequence[str]) -> NodeMorphism:
+def node_morphism(
+    network: RecurrentSearchNetwork | SearchNetwork, kind: str, candidates: Sequence[str]
+) -> NodeMorphism:
     """The rule for one more node in the cells of a kind; see the module's description.
 
     Raises:
@@ -105,9 +123,9 @@ def morphism_weights(rule: NodeMorphism, delta: float, generator: torch.Generato
     Raises:
         InvalidInput: δ is negative, or so large that the ε could sum to 1.
     """
-    others = len(rule.candidates) - 1
+    others = max(1, len(rule.candidates) - 1)
     if not 0 <= delta < 1 / others:
-        raise InvalidInput(f"delta must be at least 0 and below 1/{others}, so that weights stay positive; got {delta}.")
+        raise InvalidInput(f"delta must be at least 0 and below 1/{others}, or weights could be negative; got {delta}.")
     found = {}
     for source, share in rule.shares.items():
         kept = {rule.identity: share, ZERO: 1 - share}
@@ -239,7 +257,8 @@ def _set_architecture(
     weights: CandidateWeights,
 ) -> None:
     alpha, before = new.relaxations[kind].alpha, network.relaxations[kind].alpha
-    assert isinstance(alpha, Tensor) and isinstance(before, Tensor)
+    assert isinstance(alpha, Tensor)
+    assert isinstance(before, Tensor)
     places, new_places = _places(network.spaces[kind]), _places(new.spaces[kind])
     rows = {edge: row for row, edge in enumerate(new.spaces[kind].edges)}
     for edge in new.spaces[kind].edges:
