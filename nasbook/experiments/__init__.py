@@ -6,6 +6,7 @@ from nasbook.experiments import (
     entrannas_checks,
     entrannas_costs,
     firefly_checks,
+    growing_cells,
     growing_networks,
     growing_radial,
     growth_costs,

@@ -1,4 +1,4 @@
-"""Growing DARTS: a cell that grows while it is searched ("Differentiable NAS with growing", growing-darts; Algorithm 2).
+"""Growing DARTS: a cell that grows while it is searched (growing-darts; Algorithm 2).
 
 Chapter 6. Differs from DARTS (:mod:`nasbook.methods.darts`) in the loop around it, which is here for all kinds of cell:
 
@@ -6,8 +6,8 @@ Chapter 6. Differs from DARTS (:mod:`nasbook.methods.darts`) in the loop around 
    epochs (the first level of early stopping, §3.2.5).
 2. With *prune at each stage*, the cell is then pruned and its weights are tuned; with *prune at the end*, it stays.
 3. If the stage has lowered the validation loss, the cell gets one more node by network morphism (§3.2.1, Algorithm 3),
-   and the next stage begins. If not, the search is over, and the cell of the stage before is the answer (the second
-   level of early stopping).
+   and the next stage begins. If not, growing is over, and the cell of the stage before is the answer (the second level
+   of early stopping); with *prune at the end*, it is pruned and tuned now.
 4. Within a stage, operations may be duplicated, split, pruned and replaced (§3.2.2–3.2.4, Algorithm 4).
 
 :class:`Search` is the convolutional form, which the abstract promises and the paper does not show. The recurrent one is
@@ -20,13 +20,15 @@ What the paper leaves open, and what we do:
 * A stage ends with the parameters of its best epoch, and so does tuning. Optimiser states go back with them.
 * Optimisers keep what they know of all that stays; α of the old edges stays as it is.
 * A pruned cell that grows has single candidates on its old edges and all candidates on the new ones.
-* Mode 2 prunes the best cell at the very end and does not tune (Algorithm 2, lines 18–21).
+* "Prune at the end" tunes after pruning, too. Algorithm 2 does not (lines 18–21), and evaluates the pruned cell with
+  the weights of the whole one.
 * δ = σ = 0.01: the paper only says that both are small and can be equal (§3.2.1).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -50,11 +52,12 @@ from nasbook.supernets import (
     add_node,
     carry_states,
     change_operators,
+    node_morphism,
     prune,
     remaining_cells,
     split_operators,
 )
-from nasbook.supernets.cell_changes import Supernet
+from nasbook.supernets.cell_changes import Supernet, morphism_weights
 from nasbook.training import (
     Batch,
     BilevelUpdate,
@@ -64,6 +67,7 @@ from nasbook.training import (
     accuracy,
     check_classes,
     evaluate,
+    optimizer_form,
 )
 
 __all__ = ["FIRST_SPACE", "MODES", "CellEvent", "Config", "GrowingSearch", "GrowthPlan", "Mode", "Report", "Search"]
@@ -87,7 +91,7 @@ class GrowthPlan:
     stage_epochs: int = 10
     """Most passes over the training examples in a stage, before pruning."""
     tune_epochs: int = 10
-    """Most passes after pruning, in which only weights learn; for ``prune-each-stage``."""
+    """Most passes after pruning, in which only weights learn."""
     patience: int = 2
     """A stage ends when the validation loss has not fallen for so many epochs; so does tuning."""
     kept_operations: int = 1
@@ -119,8 +123,8 @@ class GrowthPlan:
     @property
     def most_epochs(self) -> int:
         """Epochs if no stage ends early."""
-        tuned = self.tune_epochs if self.mode == "prune-each-stage" else 0
-        return self.stages * (self.stage_epochs + tuned)
+        tunings = self.stages if self.mode == "prune-each-stage" else 1
+        return self.stages * self.stage_epochs + tunings * self.tune_epochs
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         device: of the data.
 
     Raises:
-        InvalidInput: several processes share the run.
+        InvalidInput: several processes share the run, or the cells can't grow: the candidates lack what a new node
+            needs to repeat the last one, or δ is too large for so many.
     """
 
     method: ClassVar[str]
@@ -206,6 +211,9 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         with torch.random.fork_rng(devices=[]):  # the caller's generator is left where it was
             torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
             self.network = self.build_network(spaces).to(device)
+        if plan.stages > 1:
+            for kind in self.network.spaces:  # what can't grow is refused now, not after a stage
+                morphism_weights(node_morphism(self.network, kind, self.candidates), plan.delta, torch.Generator())
         super().__init__(plan.most_epochs, steps, seed, device)
         self.update = self.build_update()
         self.events: list[CellEvent] = []
@@ -265,6 +273,8 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
 
     def report(self, means: dict[str, float]) -> Report:
         loss, correct = self.evaluate(self.network)
+        if not math.isfinite(loss):  # NaN compares as neither better nor worse
+            raise self._diverged("The validation loss", loss, self.step)
         with torch.no_grad():
             coefficients = {kind: value.cpu() for kind, value in self.network.coefficients().items()}
         report = Report(
@@ -283,7 +293,9 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
             parameters=count_parameters(self.network),
             weights=cell_weights(self.network),
         )
+        self._stepping = True  # an interrupt from here on leaves a search that is neither before nor after the change
         self._after_epoch(loss)
+        self._stepping = False
         return replace(report, seconds=self.elapsed())  # with the change that followed it
 
     def _after_epoch(self, loss: float) -> None:
@@ -303,22 +315,36 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         if not self.tuning and self._split_operations():
             return
         if self.plan.mode == "prune-each-stage" and not self.tuning:
-            self._replace_network(self._pruned("prune"), "prune")
-            self.tuning = True
-            self._begin_phase()
-            return
-        self._end_stage(self._best_of_phase["loss"])
+            self._prune()
+        elif self.plan.mode == "prune-at-end" and self.tuning:
+            self.ended = True
+        else:
+            self._end_stage(self._best_of_phase["loss"])
+
+    def _prune(self) -> None:
+        """Lines 6 and 7 of Algorithm 2, or 19: only weights learn from here on."""
+        self._replace_network(self._pruned(), "prune")
+        self.tuning = True
+        self._begin_phase()
 
     def _end_stage(self, loss: float) -> None:
         """Lines 9 to 16 of Algorithm 2."""
-        if self._best is not None and loss >= self._best["loss"]:
-            self._stop(loss)
+        better = self._best is None or loss < self._best["loss"]
+        if better:
+            self._best = self._snapshot(loss)
+        if better and self.stage + 1 < self.plan.stages:
+            self._grow()
             return
-        self._best = self._snapshot(loss)
-        self.stage += 1
-        if self.stage == self.plan.stages:
+        if not better:
+            self._go_back(loss)
+        if self.plan.mode == "prune-at-end":
+            self._prune()
+        else:
             self.ended = True
-            return
+
+    def _grow(self) -> None:
+        """Algorithm 3."""
+        self.stage += 1
         grown = add_node(
             self.network,
             self.build_network,
@@ -331,14 +357,14 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         self.tuning = False
         self._begin_phase()
 
-    def _stop(self, loss: float) -> None:
+    def _go_back(self, loss: float) -> None:
+        """To the cell before the last growth, which has not helped."""
         assert self._best is not None
         self.events.append(
             CellEvent(self.epoch + 1, self.stage + 1, "stop", loss, self._best["loss"], self._best["parameters"])
         )
         self._rebuild(self._best["spaces"])
         self._restore(self._best)
-        self.ended = True
 
     def _change_operations(self, loss: float) -> None:
         network, changes = change_operators(
@@ -409,8 +435,11 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
     def _restore(self, snapshot: dict[str, Any]) -> None:
         """Loads a snapshot of the present structure."""
         self.network.load_state_dict(snapshot["network"])
-        self.update.weight_optimizer.load_state_dict(copy.deepcopy(snapshot["weight_optimizer"]))
-        self.update.architecture_optimizer.load_state_dict(copy.deepcopy(snapshot["architecture_optimizer"]))
+        for name in ("weight_optimizer", "architecture_optimizer"):
+            state = copy.deepcopy(snapshot[name])
+            for group in state["param_groups"]:
+                group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
+            getattr(self.update, name).load_state_dict(state)
 
     def _rebuild(self, spaces: dict[str, Any]) -> None:
         """A fresh network and update for spaces as :func:`spaces_state` has them."""
@@ -421,16 +450,15 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
     # --- the answer ---
 
     def final_network(self) -> Supernet:
-        """A copy of the best cell's supernet, pruned if it was not (Algorithm 2, line 19)."""
-        pruned = self.tuning or (self.plan.mode == "prune-each-stage" and self.ended)
-        return copy.deepcopy(self.network) if pruned else self._pruned("prune at the end")
+        """A copy of the network, pruned if it is not."""
+        return copy.deepcopy(self.network) if self.tuning else self._pruned()
 
-    def _pruned(self, stream: str) -> Supernet:
+    def _pruned(self) -> Supernet:
         keep = self.plan.kept_operations
-        return prune(self.network, self.build_network, keep=keep, generator=self._draws(stream))
+        return prune(self.network, self.build_network, keep=keep, generator=self._draws("prune"))
 
     def result(self) -> SearchResult:
-        """The cells of the best stage, and the history; the accuracy is that of the pruned supernet on validation."""
+        """The cells as they are now, pruned, and the history; the accuracy is the pruned supernet's on validation."""
         network = self.final_network()
         return SearchResult(remaining_cells(network), tuple(self.history), self.evaluate(network)[1])
 
@@ -513,10 +541,10 @@ class Config(GrowthPlan, darts.Config):
     """Form of the architecture gradient."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.check_plan()
-        if self.operators.strategy != "none":
-            raise InvalidInput("operators: convolutional operations don't multiply here; Chapter 4 splits their neurons.")
+        super().__post_init__()
+        if (self.operators.strategy, self.operators.exchange) != ("none", "none"):
+            raise InvalidInput("operators: convolutional operations don't multiply; Chapter 4 splits their neurons.")
 
 
 class Search(GrowingSearch[SearchNetwork]):
@@ -548,7 +576,9 @@ class Search(GrowingSearch[SearchNetwork]):
                 augmentation=data.augmentation,
                 seed=fold_seed(seed, name),
             )
-            for indices, name in zip(data.split(shares, seed=fold_seed(seed, "split")), ("train", "validation"))
+            for indices, name in zip(
+                data.split(shares, seed=fold_seed(seed, "split")), ("train", "validation"), strict=True
+            )
         )
         device = data.train_images.device
         super().__init__(config, dict.fromkeys(space.kinds, space), len(self.loaders[0]), seed, device)
