@@ -92,7 +92,7 @@ class Config(GrowthPlan):
             raise unknown_name("order", self.order, darts.UPDATES)
         if self.engine not in RECURRENT_ENGINES:
             raise unknown_name("engine", self.engine, RECURRENT_ENGINES)
-        if self.backbone == "highway" and self.operators.strategy != "none":
+        if self.backbone == "highway" and (self.operators.strategy, self.operators.exchange) != ("none", "none"):
             raise InvalidInput("operators: in the highway backbone the operations of a node share their weights.")
 
 
@@ -136,11 +136,16 @@ class Search(GrowingSearch[RecurrentSearchNetwork]):
         return darts.UPDATES[config.order](
             self.network,
             torch.optim.Adam(
-                self.network.weights(), config.learning_rate, weight_decay=config.weight_decay, **form
+                self.network.weights(),
+                config.learning_rate,
+                betas=(0.9, 0.999),
+                weight_decay=config.weight_decay,
+                **form,
             ),
             torch.optim.Adam(
                 self.network.architecture(),
                 config.architecture_learning_rate,
+                betas=(0.9, 0.999),
                 weight_decay=config.architecture_weight_decay,
                 **form,
             ),

@@ -5,7 +5,7 @@ cell of a supernet; with one an edge and coefficients of 1 it is a derived cell.
 
 * :class:`DartsCell`: the paper's form of DARTS. Node 1 reads [x; h], every later node all nodes before it except that
   input, and the last node is the new state (Eq. 1, 22).
-* :class:`HighwayCell`: the cell of DARTS' own code (Liu et al. 2019, §2.4 of its appendix A.1.2). Each edge has a gate,
+* :class:`HighwayCell`: the cell of DARTS' own code (Liu et al. 2019, appendix A.1.2). Each edge has a gate,
   and the new state is the mean of all nodes.
 * :class:`TwoToOneCell`: each node reads the input x and the node before it (Eq. 12, Table 1).
 
@@ -48,7 +48,8 @@ class RecurrentCell(nn.Module, ABC):
         output: the nodes that make the new state; empty for the backbone's own: the last one, or all of them.
 
     Raises:
-        InvalidInput: sizes below 1, another number of input nodes than 1, or an unknown operation.
+        InvalidInput: sizes below 1, another number of input nodes than 1, an unknown operation, or a graph or an output
+            that the backbone does not have.
     """
 
     backbone: ClassVar[str]
@@ -62,6 +63,7 @@ class RecurrentCell(nn.Module, ABC):
         self.inputs = inputs
         self.hidden = hidden
         self.output = output or self.own_output(space)
+        self.check_graph()
         self.needed = _needed(space, self.output)
         self.build()
 
@@ -69,6 +71,12 @@ class RecurrentCell(nn.Module, ABC):
     def own_output(space: Space) -> tuple[int, ...]:
         """The nodes that make the new state where nothing else is said: the last one."""
         return (space.nodes,)
+
+    def check_graph(self) -> None:
+        """Raises :class:`InvalidInput` where the graph or the output is not of the backbone's form."""
+        for node in self.output:
+            if not 1 <= node <= self.space.nodes:
+                raise InvalidInput(f"output: expected intermediate nodes (1 to {self.space.nodes}), got {node}.")
 
     @abstractmethod
     def build(self) -> None:
@@ -121,7 +129,15 @@ class RecurrentCell(nn.Module, ABC):
 
 
 class _CellOfModules(RecurrentCell):
-    """A cell whose candidates are modules of their own."""
+    """A cell whose candidates are modules of their own, and whose state is one node."""
+
+    def check_graph(self) -> None:
+        super().check_graph()
+        if len(self.output) != 1:
+            raise InvalidInput(
+                f"output: the state of a {self.backbone} cell is one node, got {list(self.output)}. "
+                f"A genotype without an output means all of its nodes; give it output={self.own_output(self.space)}."
+            )
 
     def build(self) -> None:
         self.edges = nn.ModuleDict(
@@ -149,13 +165,22 @@ class TwoToOneCell(_CellOfModules):
 
     backbone: ClassVar[str] = "two-to-one"
 
+    def check_graph(self) -> None:
+        super().check_graph()
+        for source, target in self.space.edges:
+            if source != target - 1:
+                raise InvalidInput(
+                    f"A node of the Two-to-One cell reads the node before it (Eq. 12); "
+                    f"this space has an edge from node {source} to node {target}."
+                )
+
     def build_candidate(self, name: str, source: int) -> nn.Module:
         return build_two_to_one_operation(name, self.inputs, self.hidden)
 
     def next_state(self, x: Tensor, h: Tensor, weights: dict[tuple[int, int], dict[str, Tensor]]) -> Tensor:
-        for edge in self.space.edges:
-            operations = self.candidates(*edge)
-            h = _total(weight * operations[name](x, h) for name, weight in weights[edge].items())  # Eq. 12
+        for node in self.needed:
+            operations, own = self.candidates(node - 1, node), weights[node - 1, node]
+            h = _total(weight * operations[name](x, h) for name, weight in own.items())  # Eq. 12
         return h
 
 
@@ -231,7 +256,7 @@ class HighwayCell(RecurrentCell):
 
 def _total(values: object) -> Tensor:
     """The sum of at least one tensor, without the int 0 that Python's ``sum`` starts from."""
-    return functools.reduce(torch.add, values)  # type: ignore[call-overload, no-any-return]
+    return functools.reduce(torch.add, values)  # type: ignore[call-overload]
 
 
 def _needed(space: Space, output: Sequence[int]) -> tuple[int, ...]:

@@ -190,7 +190,7 @@ class DerivedRecurrentNetwork(nn.Module):
 
 
 TorchCellName = Literal["lstm", "gru"]
-TORCH_CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+TORCH_CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 """torch's own recurrent layers, the baselines of §4."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nasbook import processes
 from nasbook.data import PARTS, SequenceData, SequenceLoader
 from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.genotypes import Genotype
 from nasbook.training.fit import Training, evaluating
 from nasbook.training.run import EpochReport, optimizer_form
 
@@ -130,6 +131,7 @@ class SequenceFit(Training):
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             config.learning_rate,
+            betas=(0.9, 0.999),
             weight_decay=config.weight_decay,
             **optimizer_form(inputs.device),
         )
@@ -164,7 +166,7 @@ class SequenceFit(Training):
         return {
             "method": "sequence fit",
             "network": type(self.network).__name__,
-            "genotype": genotype.to_json() if genotype is not None else "",
+            "genotype": genotype.to_json() if isinstance(genotype, Genotype) else "",  # a supernet's is a method
             "shapes": [list(parameter.shape) for parameter in self.network.parameters()],
             "config": asdict(self.config),
             "data": self.data.checksum,
