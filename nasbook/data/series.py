@@ -33,7 +33,7 @@ SHARES = (0.70, 0.15, 0.15)
 
 INTERPOLATED = 1e-6
 """Relative distance from the mean of its neighbours below which a price counts as interpolated. The files that we know
-hold prices of float32, with a precision of 6e-8. By chance a real price is that near about once in 5,000 days."""
+hold prices of float32, with a precision of 6e-8. By chance a real price is that near about once in 8,000 days."""
 
 LABELS = ("", "date", "day", "time", "datetime", "timestamp", "rownames", "unnamed: 0")
 """Names of a first column that holds no series, whatever its values are; capitals don't matter."""
@@ -109,9 +109,9 @@ class SeriesData(SequenceData):
         return self._standardised(self.returns[rows.start : rows.stop]).square().mean().item()
 
     def irreducible_loss(self, part: str) -> float | None:
+        rows = self.target_rows(part)
         if self.conditional_mean is None:
             return None
-        rows = self.target_rows(part)
         errors = (self.returns - self.conditional_mean)[rows.start : rows.stop]
         return (errors / errors.new_tensor(self.std)).square().mean().item()
 
@@ -277,7 +277,7 @@ def _read_csv(path: Path, columns: Sequence[str] | None, *, positive: bool) -> _
     if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
         raise DataError(f"{path}: expected commas between the values, line 1 has {other[0]!r}. Write the file with "
                         f"commas.")
-    if all(_number(name) is not None for name in names):
+    if names[0].lower() not in LABELS and all(_number(name) is not None for name in names[1:] or names):
         raise DataError(f"{path}: expected names of the series in line 1, got numbers. Add a line with names.")
     for number, row in rows:
         if len(row) != len(names):

@@ -81,9 +81,8 @@ class TextData(SequenceData):
         return -(counts / counts.sum()).log()[self.examples(part)[1]].mean().item()
 
     def irreducible_loss(self, part: str) -> float | None:
-        if self.grammar is None:
-            return None
-        return self.grammar.losses(self.vocabulary, *self.examples(part)).mean().item()
+        inputs, targets = self.examples(part)
+        return None if self.grammar is None else self.grammar.losses(self.vocabulary, inputs, targets).mean().item()
 
     def unknown(self, part: str) -> int:
         """How many tokens of a part are ``<unk>``, in the text itself or because the vocabulary lacks the word."""
