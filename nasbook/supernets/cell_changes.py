@@ -18,6 +18,7 @@ function up to the noise δ and σ, and exactly at δ = σ = 0:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +26,13 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.genotypes import ZERO, CellGenotype, Edge, Genotype, Space
 from nasbook.networks import backbone_of
-from nasbook.supernets.recurrent import RecurrentSearchNetwork
-from nasbook.supernets.relaxations import choice_weights
+from nasbook.supernets.recurrent import NodeSoftmax, RecurrentSearchNetwork
+from nasbook.supernets.relaxations import PoolSoftmax, SoftmaxRelaxation, choice_weights
 from nasbook.supernets.search_network import SearchNetwork
 
 Supernet = TypeVar("Supernet", RecurrentSearchNetwork, SearchNetwork)
@@ -92,7 +93,8 @@ def node_morphism(
     """The rule for one more node in the cells of a kind; see the module's description.
 
     Raises:
-        InvalidInput: the candidates lack the identity or the zero operation where the rule needs it.
+        InvalidInput: the candidates lack the identity or the zero operation where the rule needs it, or these cells
+            can't repeat a node.
     """
     space = network.spaces[kind]
     node = space.inputs + space.nodes
@@ -105,6 +107,11 @@ def node_morphism(
     else:
         sources, averaging = tuple(range(node)), network.placements[0].output == "mean"
         identity = "skip_connect"
+        if averaging and (network.bottleneck > 1 or len(network.engine_positions) < len(network.cells)):
+            raise InvalidInput(
+                "In an averaging cell with a bottleneck no identity passes a node on, and a Transit-cell has no "
+                "weights that could: such cells have no node morphism. Build them with cell_output='concatenation'."
+            )
     intermediate = [source for source in sources if source >= space.inputs] or [sources[-1]]
     repeated = intermediate if averaging else [sources[-1]]
     shares = {source: 1 / len(repeated) if source in repeated else 0.0 for source in sources}
@@ -184,13 +191,7 @@ def _with_node(space: Space, rule: NodeMorphism) -> Space:
     if not space.pools and set(rule.candidates) == set(space.operations):
         return grown
     old = [space.candidates(*edge) for edge in space.edges]
-    return _pooled(grown, old + [rule.candidates] * len(rule.shares))
-
-
-def _pooled(space: Space, pools: Sequence[Sequence[str]]) -> Space:
-    """A space with other candidates; edges are found anew, since pools have to fit them."""
-    operations = dict.fromkeys(name for pool in pools for name in pool)
-    return replace(space, operations=tuple(operations), pools=tuple(tuple(pool) for pool in pools))
+    return grown.with_pools(old + [rule.candidates] * len(rule.shares))
 
 
 def _repeat_last(
@@ -226,15 +227,18 @@ def changed(
     Args:
         network: left as it is.
         build: builds a supernet like it for other spaces.
-        spaces: the new space of every kind of cell.
+        spaces: the new space of every kind of cell; the kinds are those of the network.
         weights: the softmax weights of edges that are new or have other candidates than before; an edge whose
             candidates are fewer gets those that stay in proportion, if nothing is said here.
         sigma: σ.
         generator: of the noise and of the fresh weights, on the CPU.
 
     Raises:
-        InvalidInput: an edge has new candidates and no weights are given, or weights don't fit its candidates.
+        InvalidInput: an edge has new candidates and no weights are given, weights don't fit its candidates or are of
+            no edge, the kinds of cell are others, or coefficients are not a softmax over every edge's candidates.
     """
+    if list(spaces) != list(network.spaces):
+        raise InvalidInput(f"spaces: expected the kinds {', '.join(network.spaces)}; got {', '.join(spaces)}.")
     example = next(network.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -256,22 +260,23 @@ def _set_architecture(
     kind: str,
     weights: CandidateWeights,
 ) -> None:
-    alpha, before = new.relaxations[kind].alpha, network.relaxations[kind].alpha
-    assert isinstance(alpha, Tensor)
-    assert isinstance(before, Tensor)
+    alpha, before = _alpha(new, kind), _alpha(network, kind)
     places, new_places = _places(network.spaces[kind]), _places(new.spaces[kind])
     rows = {edge: row for row, edge in enumerate(new.spaces[kind].edges)}
+    for edge in weights:
+        if edge not in rows:
+            raise InvalidInput(f"weights: the new space of {kind} has no edge {edge}.")
     for edge in new.spaces[kind].edges:
         own = new.spaces[kind].candidates(*edge)
         if edge in weights:
             if set(weights[edge]) != set(own):
                 raise InvalidInput(f"weights: the edge {edge} of {kind} has the candidates {', '.join(own)}.")
             found = inverse_softmax(torch.tensor([weights[edge][name] for name in own], dtype=torch.float64))
-            # At the height of the α that were there: softmax doesn't see it, weight decay and pictures do.
-            kept = [float(before[places[edge, name]]) for name in own if (edge, name) in places]
-            level = sum(kept) / len(kept) if kept else 0.0
-            finite = found[found.isfinite()]
-            found = found - finite.mean() + level
+            # The total of Eq. 16 is free: with the least one, α of all that keep their proportions stays as it was.
+            old = {name: float(before[places[edge, name]]) for name in own if (edge, name) in places}
+            levels = [old[name] - float(value) for name, value in zip(own, found, strict=True) if name in old]
+            known = [level for level in levels if math.isfinite(level)]
+            found = found + (min(known) if known else -found[found.isfinite()].mean())
         else:
             missing = [name for name in own if (edge, name) not in places]
             if missing:
@@ -281,6 +286,19 @@ def _set_architecture(
             alpha[new_places[edge, name]] = value.to(alpha)
         absent = [c for c, name in enumerate(new.spaces[kind].operations) if name not in own]
         alpha[rows[edge], absent] = 0.0
+
+
+def _alpha(network: RecurrentSearchNetwork | SearchNetwork, kind: str) -> nn.Parameter:
+    """The architecture parameters of a kind of cell: a softmax over each row has to make the coefficients of an edge."""
+    relaxation, space = network.relaxations[kind], network.spaces[kind]
+    if type(relaxation) in (SoftmaxRelaxation, PoolSoftmax, NodeSoftmax):  # subclasses may have a temperature
+        alpha = relaxation.alpha
+        if isinstance(alpha, nn.Parameter) and alpha.shape == (len(space.edges), len(space.operations)):
+            return alpha
+    raise InvalidInput(
+        f"A cell can change where every edge has a softmax of its own, and {type(relaxation).__name__} is another "
+        "relaxation for it. Take softmax_relaxation."
+    )
 
 
 def _places(space: Space) -> dict[tuple[tuple[int, int], str], tuple[int, int]]:
@@ -392,6 +410,8 @@ def pruned_spaces(
                 by_name = dict(zip(space.choices, table[source, node], strict=True))
                 strongest = sorted(own, key=lambda name: -by_name[name])[:keep]
                 total = sum(by_name[name] for name in strongest)
+                if not total > 0:  # rounding left nothing but the zero operation
+                    by_name, total = dict.fromkeys(by_name, 1.0), float(len(strongest))
                 kept[source, node] = {name: by_name[name] / total for name in own if name in strongest}
         graph = replace(
             space,
@@ -399,7 +419,7 @@ def pruned_spaces(
                            if (s, t) not in kept),
             pools=(),
         )
-        spaces[kind] = _pooled(graph, [tuple(kept[edge]) for edge in graph.edges])
+        spaces[kind] = graph.with_pools([tuple(kept[edge]) for edge in graph.edges])
         weights[kind] = kept
     return spaces, weights
 
