@@ -16,6 +16,14 @@ from nasbook.analysis.costs import (
     saved_activation_bytes,
 )
 from nasbook.analysis.ranking import kendall_tau
+from nasbook.analysis.recurrent import (
+    GATES,
+    darts_parameters,
+    fixed_complexity,
+    gated_parameters,
+    growing_complexity,
+    two_to_one_parameters,
+)
 from nasbook.analysis.segmentation import (
     IGNORED,
     confusion_matrix,
@@ -25,12 +33,17 @@ from nasbook.analysis.segmentation import (
 )
 
 __all__ = [
+    "GATES",
     "IGNORED",
     "cell_depth",
     "confusion_matrix",
     "count_macs",
     "count_parameters",
     "count_traffic",
+    "darts_parameters",
+    "fixed_complexity",
+    "gated_parameters",
+    "growing_complexity",
     "intersection_over_union",
     "kendall_tau",
     "largest_batch",
@@ -42,4 +55,5 @@ __all__ = [
     "pixel_accuracy",
     "saved_activation_bytes",
     "skip_count",
+    "two_to_one_parameters",
 ]
