@@ -35,6 +35,7 @@ from nasbook.plots.pools import (
     family_tree_in_words,
     plot_cycles,
 )
+from nasbook.plots.recurrent_cells import draw_recurrent_cell, draw_recurrent_cells, recurrent_cell_in_words
 from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
 
 __all__ = [
@@ -62,6 +63,8 @@ __all__ = [
     "draw_genotype",
     "draw_growth",
     "draw_neurons",
+    "draw_recurrent_cell",
+    "draw_recurrent_cells",
     "draw_search_network",
     "draw_supernet",
     "explore_family_trees",
@@ -79,6 +82,7 @@ __all__ = [
     "plot_orders",
     "plot_points",
     "plot_vector_field",
+    "recurrent_cell_in_words",
     "show",
     "show_animation",
     "use_style",

@@ -138,6 +138,13 @@ _KNOWN = {
     "sep_conv_5x5": OperationStyle(OKABE_ITO["sky blue"], _DASH, "s"),
     "dil_conv_3x3": OperationStyle(OKABE_ITO["bluish green"], _SOLID, "D"),
     "dil_conv_5x5": OperationStyle(OKABE_ITO["reddish purple"], _DASH, "P"),
+    # Recurrent cells (Chapter 6). Where they share a colour with the above, the line style differs.
+    "sigmoid": OperationStyle(OKABE_ITO["orange"], _DASH, "^"),
+    "tanh": OperationStyle(OKABE_ITO["blue"], _DASH, "o"),
+    "relu": OperationStyle(OKABE_ITO["vermillion"], _SOLID, "v"),
+    "sum": OperationStyle(OKABE_ITO["bluish green"], _DASH, "D"),
+    "product": OperationStyle(OKABE_ITO["reddish purple"], _SOLID, "P"),
+    "identity": OperationStyle(OKABE_ITO["black"], _DASH, "|"),
 }
 
 
@@ -164,17 +171,37 @@ def _configuration_style(kernel: int, dilation: int, expansions: Sequence[str]) 
     return OperationStyle(_BY_KERNEL[kernel // 2 % len(_BY_KERNEL)], dashes[bool(expansions)], marker)
 
 
+def operation_copy(name: str) -> tuple[str, int]:
+    """Which operation a candidate is, and its number on the edge: ("tanh", 2) for "tanh-2", ("tanh", 1) for "tanh".
+
+    Read here once more, as :mod:`nasbook.operations` needs torch, and drawings don't.
+    """
+    operation, _, number = name.rpartition("-")
+    return (operation, int(number)) if number.isdecimal() and operation in _KNOWN else (name, 1)
+
+
+def _copy_style(name: str) -> OperationStyle | None:
+    """The style of a second or third candidate of a known operation: the same colour and another line style."""
+    operation, number = operation_copy(name)
+    if number == 1:
+        return None
+    style, order = _KNOWN[operation], (_SOLID, _DASH, _DASHDOT, _DOT)
+    return OperationStyle(style.colour, order[(order.index(style.dashes) + number - 1) % len(order)], style.marker)
+
+
 def operation_styles(names: Iterable[str]) -> dict[str, OperationStyle]:
     """A style for every name; no two share both colour and line style, up to 28 names.
 
-    The eight candidates of DARTS always look the same. So do morphable convolutions, and there families look alike:
-    their colour says the kernel size, the line style whether there are a dilation and expansions, the marker how many
-    expansions. Other names take what is left, in their order, so give the names of a whole space where two figures
-    are to agree.
+    The candidates of DARTS and of recurrent cells always look the same. A second candidate of the same operation on an
+    edge ("tanh-2") has its colour and another line style. Morphable convolutions look the same too, and alike in
+    families: their colour says the kernel size, the line style whether there are a dilation and expansions, the marker
+    how many expansions. Other names take what is left, in their order, so give the names of a whole space where two
+    figures are to agree.
     """
     names = list(dict.fromkeys(names))
     styles = {name: _KNOWN[name] for name in names if name in _KNOWN}
     styles |= {name: _configuration_style(*found) for name in names if (found := _configuration(name))}
+    styles |= {name: style for name in names if (style := _copy_style(name))}
     unknown = [name for name in names if name not in styles]
     # Colours that no line has yet come first, then new line styles for the same colours.
     combinations = [(c, d) for d in (_SOLID, _DASH, _DASHDOT, _DOT) for c in LINE_COLOURS]
@@ -195,6 +222,7 @@ _SHORT = {
     "avg_pool": "avg",
     "conv": "conv",
 }
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _KERNEL = re.compile(rf"({'|'.join(_SHORT)})((?:_\d+x\d+)+)")
 
 
@@ -202,10 +230,14 @@ def operation_label(name: str) -> str:
     """A name for readers: ``sep_conv_3x3`` becomes "sep 3×3"; a name of another form stays as it is.
 
     A morphable convolution shows its expansions in brackets, and its dilation where it has one: "conv 5×5 [2,1]",
-    "conv 3×3 d2 []". With empty ones it is not taken for ``conv_3x3``, which is not separable.
+    "conv 3×3 d2 []". With empty ones it is not taken for ``conv_3x3``, which is not separable. A second candidate of
+    the same operation has a number: ``tanh-2`` becomes "tanh₂".
     """
     if name == "skip_connect":
         return "skip"
+    operation, number = operation_copy(name)
+    if number > 1:
+        return operation_label(operation) + str(number).translate(_SUBSCRIPTS)
     if found := _configuration(name):
         kernel, dilation, expansions = found
         return f"conv {kernel}×{kernel} {f'd{dilation} ' if dilation > 1 else ''}[{','.join(expansions)}]"
