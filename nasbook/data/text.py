@@ -120,7 +120,7 @@ def load_text(
     name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     window: int = 35,
-    lines: tuple[int, int, int] | None = None,
+    lines: Sequence[int] | None = None,
     most_words: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
@@ -229,7 +229,7 @@ def _text_data(
     source: str,
     parts: Sequence[list[str]],
     window: int,
-    lines: tuple[int, int, int] | None,
+    lines: Sequence[int] | None,
     most_words: int | None,
     grammar: Grammar | None = None,
 ) -> TextData:
@@ -258,10 +258,10 @@ def _text_data(
     return TextData(name, source, window, vocabulary, train, validation, test, grammar)
 
 
-def _cut(name: str, whole: list[str], lines: tuple[int, int, int]) -> list[list[str]]:
+def _cut(name: str, whole: list[str], lines: Sequence[int]) -> list[list[str]]:
     """The first lines of the training part as training, the next ones as validation and test."""
     if len(lines) != 3 or min(lines) < 1:
-        raise InvalidInput(f"lines must be three numbers above 0, for {', '.join(PARTS)}; got {lines}.")
+        raise InvalidInput(f"lines must be three numbers above 0, for {', '.join(PARTS)}; got {tuple(lines)}.")
     if sum(lines) > len(whole):
         raise DataError(
             f"{name}: lines={tuple(lines)} needs {sum(lines)} lines that are not empty, the training part has "
