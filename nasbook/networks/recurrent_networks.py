@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ RECURRENT_ENGINES: tuple[RecurrentEngineName, ...] = ("fused", "readable")
 """How recurrent cells are computed: the same values up to rounding."""
 
 
+@runtime_checkable
 class SequenceTask(Protocol):
     """What a head needs to know of the data."""
 
