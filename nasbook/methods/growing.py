@@ -17,7 +17,8 @@ What the paper leaves open, and what we do:
 
 * Algorithm 2 evaluates on the test set; its text says validation (erratum). We use validation data, which α learns from
   too, as in the paper's train(A, D_t, D_v).
-* A stage ends with the parameters of its best epoch, and so does tuning. Optimiser states go back with them.
+* A stage ends with the parameters of its best epoch, and so does tuning. Optimiser states go back with them, and so
+  does the cell, where operations have changed since.
 * Optimisers keep what they know of all that stays; α of the old edges stays as it is.
 * A pruned cell that grows has single candidates on its old edges and all candidates on the new ones.
 * "Prune at the end" tunes after pruning, too. Algorithm 2 does not (lines 18–21), and evaluates the pruned cell with
@@ -222,6 +223,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         self.ended = False
         self._phase_epochs = 0  # finished epochs of the stage's training or tuning
         self._waited = 0  # of them, those since the validation loss last fell
+        self._split_from: float | None = None  # the least loss of the stage when operations were last split
         self._best_of_phase: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = None  # of the stages so far: A_best of Algorithm 2
 
@@ -363,7 +365,6 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         self.events.append(
             CellEvent(self.epoch + 1, self.stage + 1, "stop", loss, self._best["loss"], self._best["parameters"])
         )
-        self._rebuild(self._best["spaces"])
         self._restore(self._best)
 
     def _change_operations(self, loss: float) -> None:
@@ -372,11 +373,17 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         )
         if changes:
             self._replace_network(network, "operations", changes, loss)
-            self._best_of_phase = None  # of another structure, so it can't be gone back to
 
     def _split_operations(self) -> bool:
-        """Splits operations where the stage has converged (§3.2.5); then the stage goes on."""
+        """Splits operations where the stage has converged (§3.2.5); then the stage goes on.
+
+        Not again where the last split has lowered nothing since.
+        """
+        assert self._best_of_phase is not None
+        best = self._best_of_phase["loss"]
         if self.plan.operators.strategy != "splitting" or self._phase_epochs >= self.plan.stage_epochs:
+            return False
+        if self._split_from is not None and best >= self._split_from:
             return False
         network, changes = split_operators(
             self.network,
@@ -388,11 +395,11 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         )
         if changes:
             self._replace_network(network, "split", changes)
-            self._best_of_phase, self._waited = None, 0
+            self._split_from, self._waited = best, 0
         return bool(changes)
 
     def _begin_phase(self) -> None:
-        self._phase_epochs, self._waited, self._best_of_phase = 0, 0, None
+        self._phase_epochs, self._waited, self._best_of_phase, self._split_from = 0, 0, None, None
 
     def _draws(self, *stream: str) -> torch.Generator:
         return generator(fold_seed(self.seed, "change", self.epoch, *stream))
@@ -433,7 +440,9 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         }
 
     def _restore(self, snapshot: dict[str, Any]) -> None:
-        """Loads a snapshot of the present structure."""
+        """Goes back to a snapshot, and to the structure that it is of."""
+        if snapshot["spaces"] != spaces_state(self.network.spaces):
+            self._rebuild(snapshot["spaces"])
         self.network.load_state_dict(snapshot["network"])
         for name in ("weight_optimizer", "architecture_optimizer"):
             state = copy.deepcopy(snapshot[name])
@@ -471,7 +480,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
             "stage": self.stage,
             "tuning": self.tuning,
             "ended": self.ended,
-            "phase": [self._phase_epochs, self._waited],
+            "phase": [self._phase_epochs, self._waited, self._split_from],
             "best_of_phase": copy.deepcopy(self._best_of_phase),
             "best": copy.deepcopy(self._best),
             "events": [asdict(event) for event in self.events],
@@ -482,7 +491,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         super().load_state_dict(state)
         self._restore(state["now"])
         self.stage, self.tuning, self.ended = state["stage"], state["tuning"], state["ended"]
-        self._phase_epochs, self._waited = state["phase"]
+        self._phase_epochs, self._waited, self._split_from = state["phase"]
         self._best_of_phase = copy.deepcopy(state["best_of_phase"])
         self._best = copy.deepcopy(state["best"])
         self.events = [CellEvent(**{**event, "operations": tuple(event["operations"])}) for event in state["events"]]
@@ -534,9 +543,11 @@ def spaces_from_state(state: dict[str, dict[str, Any]]) -> dict[str, Space]:
 class Config(GrowthPlan, darts.Config):
     """How a convolutional cell grows while it is searched: DARTS' numbers, and the plan of the growth."""
 
-    # No field any more: what parses or copies a configuration could give it another number.
+    # No fields any more: what parses or copies a configuration could give them other numbers.
     epochs: ClassVar[Any] = property(lambda self: self.most_epochs)  # type: ignore[misc]
     """Most passes over the training share."""
+    final_learning_rate: ClassVar[Any] = property(lambda self: self.learning_rate)  # type: ignore[misc]
+    """The rate is constant, since no stage knows when it will end."""
     order: Literal["first-order", "second-order", "finite-difference"] = "first-order"
     """Form of the architecture gradient."""
 

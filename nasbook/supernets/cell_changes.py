@@ -289,7 +289,7 @@ def _set_architecture(
 
 
 def _alpha(network: RecurrentSearchNetwork | SearchNetwork, kind: str) -> nn.Parameter:
-    """The architecture parameters of a kind of cell: a softmax over each row has to make the coefficients of an edge."""
+    """The architecture parameters of a kind of cell: coefficients have to be a softmax over each of their rows."""
     relaxation, space = network.relaxations[kind], network.spaces[kind]
     if type(relaxation) in (SoftmaxRelaxation, PoolSoftmax, NodeSoftmax):  # subclasses may have a temperature
         alpha = relaxation.alpha
@@ -343,7 +343,9 @@ def carry_states(
 ) -> None:
     """Gives the optimiser of a changed supernet what the one before knew of the parameters that stayed.
 
-    What is new has moments of zero; in a tensor that has grown, the new part does, at the tensor's step count.
+    What is new begins anew. In a tensor that has grown, the new part shares the tensor's step count: its first moments
+    are zero, and its second ones the mean of the old part's. At zero they would make Adam's first steps there about
+    three times as long as its rate, as the count no longer corrects them.
 
     Args:
         network: before the change.
@@ -360,7 +362,7 @@ def carry_states(
         state: dict[str, Any] = {}
         for key, value in optimizer.state[old].items():
             if isinstance(value, Tensor) and value.shape == old.shape:
-                state[key] = _carried(value, network, new, name, parameter.shape)
+                state[key] = _carried(value, network, new, name, parameter.shape, like_mean=key == "exp_avg_sq")
             else:
                 state[key] = value.clone() if isinstance(value, Tensor) else value
         new_optimizer.state[parameter] = state
@@ -372,14 +374,20 @@ def _carried(
     new: RecurrentSearchNetwork | SearchNetwork,
     name: str,
     shape: torch.Size,
+    *,
+    like_mean: bool,
 ) -> Tensor:
+    """A state of a tensor for the tensor as it is now; what is new there is zero, or the mean of what was there."""
     match = re.fullmatch(r"relaxations\.(.+)\.alpha", name)
     if match is None:
-        return _embedded(value, shape, 0.0, torch.Generator()).clone()
-    found = value.new_zeros(shape)
+        found = torch.full(shape, float(value.mean()) if like_mean else 0.0).to(value)
+        found[tuple(slice(size) for size in value.shape)] = value
+        return found
     places, new_places = _places(network.spaces[match[1]]), _places(new.spaces[match[1]])
-    for place in places.keys() & new_places.keys():
-        found[new_places[place]] = value[places[place]]
+    kept = {place: value[places[place]] for place in places.keys() & new_places.keys()}
+    found = torch.full(shape, float(torch.stack(list(kept.values())).mean()) if like_mean and kept else 0.0).to(value)
+    for place, old in kept.items():
+        found[new_places[place]] = old
     return found
 
 
