@@ -145,7 +145,7 @@ class RecurrentStack(nn.Module):
         )
 
     def forward(
-        self, features: Float[Tensor, "time batch width"], coefficients: Sequence[Float[Tensor, "edges operations"]]
+        self, features: Float[Tensor, "time batch width"], coefficients: Sequence[Float[Tensor, "_edges _operations"]]
     ) -> Float[Tensor, "time batch hidden"]:
         """The states of the last layer, from zero states at the first step."""
         for cell, own in zip(self.layers, coefficients, strict=True):
