@@ -73,7 +73,7 @@ class RecurrentCell(nn.Module, ABC):
         return (space.nodes,)
 
     def check_graph(self) -> None:
-        """Raises :class:`InvalidInput` where the graph or the output is not of the backbone's form."""
+        """Raises :class:`InvalidInput` where the space or the output is not of the backbone's form."""
         for node in self.output:
             if not 1 <= node <= self.space.nodes:
                 raise InvalidInput(f"output: expected intermediate nodes (1 to {self.space.nodes}), got {node}.")
@@ -226,6 +226,12 @@ class HighwayCell(RecurrentCell):
     @staticmethod
     def own_output(space: Space) -> tuple[int, ...]:
         return tuple(range(1, space.nodes + 1))
+
+    def check_graph(self) -> None:
+        super().check_graph()
+        for name in self.space.operations:
+            if operation_of(name) not in DARTS_RECURRENT_OPERATIONS:
+                raise unknown_name("operation of the highway recurrent cell", name, DARTS_RECURRENT_OPERATIONS)
 
     def build(self) -> None:
         fan = round(self.spread**-2)
