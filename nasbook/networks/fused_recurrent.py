@@ -89,8 +89,7 @@ class Plan:
     others: tuple[Place, ...]
     """Candidates that are not called: identity and zero."""
     mixing: Mixing
-    """Gives the coefficients of :func:`run_sequence`, then, for a Two-to-One cell, a row for every block without an
-    activation: what each of the linear candidates gives to it, and its bias."""
+    """Gives the coefficients of :func:`run_sequence`."""
 
     @property
     def factors(self) -> list[float]:
@@ -100,44 +99,28 @@ class Plan:
 
 def plan_two_to_one(space: Space, hidden: int) -> Plan:
     """The plan of a Two-to-One cell: a chain, so that every node has one target."""
-    by_source = [_leaving(space, edge, step, step + 1) for step, edge in enumerate(space.edges)]
-    activated = [place for places in by_source for place in _in_blocks(places)]
-    sums = [[place for place in places if place.operation == "sum"] for places in by_source]
-    products = [[place for place in places if place.operation == "product"] for places in by_source]
-    block = len(activated)
-    added = {step: block + order for order, step in enumerate(step for step, some in enumerate(sums) if some)}
-    block += len(added)
-    scaled = {step: block + order for order, step in enumerate(step for step, some in enumerate(products) if some)}
-
+    activated: list[Place] = []
+    linear: list[Place] = []
     mixing = Mixing(len(space.edges) * len(space.operations))
     sources = []
-    for step, places in enumerate(by_source):
+    for step, edge in enumerate(space.edges):
+        places = _leaving(space, edge, step, step + 1)
         blocks = _in_blocks(places)
-        bounded = sum(place.operation in BOUNDED for place in blocks)
-        passed = step in added and step not in scaled
+        sums = [place for place in places if place.operation == "sum"]
+        products = [place for place in places if place.operation == "product"]
         sources.append(
-            Source(
-                bounded, len(blocks) - bounded, 1, 1, added=added.get(step), scaled=scaled.get(step), passed=passed
-            )
+            Source(*_counts(blocks), identity=bool(sums), sums=len(sums), products=len(products))
         )
         for place in blocks:
             mixing.add([place])
-        if passed:
-            mixing.add(sums[step])
-    tanh = [[place for place in places if place.operation == "tanh"] for places in by_source]
-    for step, places in enumerate(tanh):
-        mixing.add([] if step in added else places, -1)
-    linear = [place for group in (*sums, *products) for place in group]
-    for step in added:
-        for place in linear:
-            mixing.add([place] if place in sums[step] else [])
-        mixing.add(tanh[step], -1)
-    for step in scaled:
-        for place in linear:
-            mixing.add([place] if place in products[step] else [])
-        mixing.add(sums[step])
-    graph = Graph(hidden, tuple(sources), fed=block + len(scaled))
-    return Plan(graph, tuple(activated), tuple(linear), (), mixing)
+        if sums:
+            mixing.add(sums)
+        for place in (*sums, *products):
+            mixing.add([place])
+        activated += blocks
+        linear += [*sums, *products]
+    _add_levels(mixing, activated, len(sources))
+    return Plan(Graph(hidden, tuple(sources), len(activated)), tuple(activated), tuple(linear), (), mixing)
 
 
 def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
@@ -152,11 +135,8 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
         places = [p for target in targets for p in _leaving(space, (node, order[target]), source, target)]
         blocks = _in_blocks(places)
         identities = [place for place in places if place.operation == "identity"]
-        bounded = sum(place.operation in BOUNDED for place in blocks)
         span = range(targets[0], targets[-1] + 1)
-        sources.append(
-            Source(bounded, len(blocks) - bounded, targets[0] - source, len(span), identity=bool(identities))
-        )
+        sources.append(Source(*_counts(blocks), targets[0] - source, len(span), identity=bool(identities)))
         for target in span:
             for place in blocks:
                 mixing.add([place] if place.target == target else [])
@@ -164,8 +144,7 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
             mixing.add(place for place in identities if place.target == target)
         activated += blocks
         others += [place for place in places if place not in blocks]
-    for target in range(1, len(order)):
-        mixing.add((place for place in activated if place.target == target and place.operation == "tanh"), -1)
+    _add_levels(mixing, activated, len(sources))
     graph = Graph(hidden, tuple(sources), fed=sources[0].candidates)
     return Plan(graph, tuple(activated), (), tuple(others), mixing)
 
@@ -180,6 +159,18 @@ def _leaving(space: Space, edge: tuple[int, int], source: int, target: int) -> l
 def _in_blocks(places: Sequence[Place]) -> list[Place]:
     """Those with an activation: first what a sigmoid computes, then ReLU."""
     return [p for p in places if p.operation in BOUNDED] + [p for p in places if p.operation == "relu"]
+
+
+def _counts(places: Sequence[Place]) -> tuple[int, int]:
+    """How many a sigmoid computes, and how many ReLU."""
+    bounded = sum(place.operation in BOUNDED for place in places)
+    return bounded, len(places) - bounded
+
+
+def _add_levels(mixing: Mixing, activated: Sequence[Place], nodes: int) -> None:
+    """The −1 of every tanh."""
+    for target in range(1, nodes + 1):
+        mixing.add((place for place in activated if place.target == target and place.operation == "tanh"), -1)
 
 
 def _as_built(module: nn.Module, kind: type[nn.Module], operation: str) -> bool:
@@ -259,25 +250,18 @@ class FusedTwoToOneCell(TwoToOneCell):
         if not _fits(self, inputs, coefficients, state, weights):
             return super().forward(inputs, coefficients, state)
 
-        hidden = self.hidden
-        entries = plan.mixing(coefficients)
-        input_maps, biases, state_maps = [], [], inputs.new_empty(0, hidden)
+        hidden, count = self.hidden, len(gates)
+        input_maps = linear_maps = inputs.new_empty(0, self.inputs)
+        state_maps, biases = inputs.new_empty(0, hidden), inputs.new_empty(0)
         if gates:
             factors = inputs.new_tensor(plan.factors)
-            input_maps.append(_stacked(weights[0 : 3 * len(gates) : 3], factors))
-            state_maps = _stacked(weights[1 : 3 * len(gates) : 3], factors)
-            biases.append(_stacked(weights[2 : 3 * len(gates) : 3], factors))
+            input_maps, state_maps, biases = (_stacked(weights[i : 3 * count : 3], factors) for i in range(3))
         if linear:
-            count = plan.graph.fed - len(gates)
-            entries, rows = entries.split([len(entries) - count * (len(linear) + 1), count * (len(linear) + 1)])
-            rows = rows.view(count, -1)
-            folded = rows[:, :-1] @ torch.stack(weights[3 * len(gates) :]).flatten(1)
-            input_maps.append(folded.view(-1, self.inputs))
-            biases.append(rows[:, -1:].expand(-1, hidden).flatten())
+            linear_maps = torch.cat(weights[3 * count :])
         if state is None:
             state = inputs.new_zeros(inputs.shape[1], hidden)
-        maps = torch.cat(input_maps), torch.cat(biases), state_maps
-        return run_sequence(plan.graph, inputs, state, *maps, entries)
+        maps = input_maps, biases, linear_maps, state_maps
+        return run_sequence(plan.graph, inputs, state, *maps, plan.mixing(coefficients))
 
 
 class FusedDartsCell(DartsCell):
@@ -308,10 +292,11 @@ class FusedDartsCell(DartsCell):
             state_maps.append(part)
         if len(weights) > fed:
             state_maps.append(_stacked(weights[fed:], factors[fed:]))
-        maps = torch.cat(state_maps) if state_maps else inputs.new_empty(0, self.hidden)
+        below = torch.cat(state_maps) if state_maps else inputs.new_empty(0, self.hidden)
         if state is None:
             state = inputs.new_zeros(inputs.shape[1], self.hidden)
-        return run_sequence(plan.graph, inputs, state, input_maps, None, maps, plan.mixing(coefficients))
+        maps = input_maps, None, inputs.new_empty(0, self.inputs), below
+        return run_sequence(plan.graph, inputs, state, *maps, plan.mixing(coefficients))
 
 
 FUSED_CELLS: dict[str, type[RecurrentCell]] = {"two-to-one": FusedTwoToOneCell, "darts": FusedDartsCell}
