@@ -5,6 +5,7 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 """
 
 from nasbook.plots.animation import Film, animate_search, compare_searches, draw_supernet, show_animation
+from nasbook.plots.cell_film import animate_cell_growth
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.connection_film import animate_connections
@@ -47,6 +48,7 @@ __all__ = [
     "Film",
     "GrowthEpoch",
     "OperationStyle",
+    "animate_cell_growth",
     "animate_connections",
     "animate_growth",
     "animate_pools",
