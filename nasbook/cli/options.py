@@ -8,16 +8,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from nasbook.data.series import SHARES
 from nasbook.errors import InvalidInput, unknown_name
 from nasbook.networks import CellOutput
 from nasbook.operations import CONSTRAINTS, Constraints
-from nasbook.training import FitConfig, SegmentationConfig
+from nasbook.training import FitConfig, SegmentationConfig, SequenceFitConfig
 
 ConfigType = TypeVar("ConfigType")
+SourceType = TypeVar("SourceType")
+
+Own = Annotated[ConfigType, tyro.conf.arg(name="")]
+"""Options that stand among the others, without a prefix; those of a dataclass in them have one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class RunOptions:
     out: Path
     """Folder for the results and the checkpoint."""
     data: str
-    """Data set: a name from `nasbook list`, an .npz file, or a folder of images, train/CLASS and val/CLASS."""
+    """Data set: a name from `nasbook list`, or your own."""
     scale: str
     """Size that the other defaults come from: quick, laptop, gpu or paper."""
     seed: int = 0
@@ -54,24 +59,32 @@ class RunOptions:
     """Also save every so many steps, not only after each epoch; 0 for epochs only."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRunOptions(RunOptions):
+    """Options of what runs on images."""
+
+    data: str
+    """Data set: a name from `nasbook list`, an .npz file, or a folder of images, train/CLASS and val/CLASS."""
     folder: tyro.conf.OmitArgPrefixes[FolderOptions] = FolderOptions()
     """Of --data, where that is a folder of images: some of them become the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(RunOptions, Generic[ConfigType]):
+class SearchOptions(ImageRunOptions, Generic[ConfigType]):
     """Options of a search."""
 
     operations: tuple[str, ...]
     """Candidate operations on every edge."""
     nodes: int
-    """Intermediate nodes of a cell."""
-    config: tyro.conf.OmitArgPrefixes[ConfigType]
+    """Intermediate nodes of a cell; a cell that grows begins with so many."""
+    config: Own[ConfigType]
     """The method's own options."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
+class TrainOptions(ImageRunOptions):
     """Options of training a derived network."""
 
     channels: int
@@ -90,8 +103,66 @@ class TrainOptions(RunOptions):
     """How to train."""
 
 
+@dataclass(frozen=True)
+class SeriesOptions:
+    """Which series are read, and how."""
+
+    columns: tuple[str, ...] = ()
+    """Series to take, by the names in the first line of the file; all of them where none is named."""
+    returns: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The file has returns, not prices."""
+    drop_interpolated: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave out the days whose price was filled in between two others."""
+    window: int = 10
+    """Days that a forecast sees."""
+    shares: tuple[float, float, float] = SHARES
+    """Shares of the days that train, validation and test get, one after another."""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which words are read."""
+
+    lines: tuple[int, int, int] | None
+    """Lines of train, validation and test, cut from the beginning of the training part; None keeps the parts."""
+    window: int
+    """Words of an example."""
+    most_words: int | None = None
+    """Words in the vocabulary at most; the rarest become <unk>."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class GrowOptions(RunOptions, Generic[ConfigType]):
+class SequenceRunOptions(RunOptions, Generic[SourceType]):
+    """Options of what runs on series or text."""
+
+    data: str
+    """Series or text: a name from `nasbook list`, a .csv file of closes, a .txt file, or a folder of three texts."""
+    source: tyro.conf.OmitArgPrefixes[SourceType]
+    """Of --data: what is read, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSearchOptions(SequenceRunOptions[SourceType], Generic[SourceType, ConfigType]):
+    """Options of a search on series or text."""
+
+    config: Own[ConfigType]
+    """The method's own options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTrainOptions(SequenceRunOptions[SourceType]):
+    """Options of training a recurrent network."""
+
+    hidden: int
+    """Width of the state, n_h."""
+    layers: int = 1
+    """Of lstm and gru, the number of stacked layers; a genotype has a cell for each."""
+    config: Own[SequenceFitConfig]
+    """How to train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowOptions(ImageRunOptions, Generic[ConfigType]):
     """Options of growing a network."""
 
     network: str
@@ -110,8 +181,6 @@ class SegmentOptions(RunOptions):
     """shapes (embedded), voc (Pascal VOC 2012, downloaded), or a folder that holds VOC."""
     scale: str
     """Size that the other defaults come from: quick, laptop, gpu or paper; with VOC, paper."""
-    folder: tyro.conf.Suppress[FolderOptions] = FolderOptions()
-    """Of no use here."""
     weights: Path | None = None
     """weights.safetensors of `nasbook train`, with the same channels, cells and stem: where the backbone begins."""
     train_list: str
