@@ -380,12 +380,12 @@ def _carried(
     """A state of a tensor for the tensor as it is now; what is new there is zero, or the mean of what was there."""
     match = re.fullmatch(r"relaxations\.(.+)\.alpha", name)
     if match is None:
-        found = torch.full(shape, float(value.mean()) if like_mean else 0.0).to(value)
+        found = value.new_full(shape, float(value.mean()) if like_mean else 0.0)
         found[tuple(slice(size) for size in value.shape)] = value
         return found
     places, new_places = _places(network.spaces[match[1]]), _places(new.spaces[match[1]])
-    kept = {place: value[places[place]] for place in places.keys() & new_places.keys()}
-    found = torch.full(shape, float(torch.stack(list(kept.values())).mean()) if like_mean and kept else 0.0).to(value)
+    kept = {place: value[places[place]] for place in new_places if place in places}  # in order: the mean rounds by it
+    found = value.new_full(shape, float(torch.stack(list(kept.values())).mean()) if like_mean and kept else 0.0)
     for place, old in kept.items():
         found[new_places[place]] = old
     return found
