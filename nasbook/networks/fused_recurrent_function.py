@@ -262,7 +262,7 @@ def _forward(graph: Graph, *tensors: Any, keep: bool) -> tuple[Tensor, list[Tens
 
 def _of_node(graph: Graph, node: int, values: Tensor) -> Float[Tensor, "time batch hidden"]:
     """One node's values at all steps; those of node 0 are the last node's, one step late."""
-    return values[node :: graph.nodes][: len(values) // graph.nodes]
+    return values[node :: graph.nodes][: (len(values) - 1) // graph.nodes]
 
 
 def _of_targets(graph: Graph, place: int, values: Tensor) -> Float[Tensor, "time targets units"]:
