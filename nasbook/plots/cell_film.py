@@ -7,6 +7,7 @@ group of shapes for each structure of a cell, of which one shows, and the script
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from nasbook.plots.cell_growth import (
     StageEvent,
     chosen_kind,
     event_in_words,
+    found_loss,
     in_numbers,
     mark_of,
     spans_of,
@@ -57,8 +59,8 @@ from nasbook.plots.recurrent_cells import (
 )
 from nasbook.plots.svg import DASHES, WIDTH, decimal, marker_data, picture, tag, text
 
-_HEADING, _STATUS, _CURVE, _LEGEND = 24.0, 62.0, 168.0, 38.0
-"""Heights in pixels: of the heading, of what stands above a cell, of the curves with their titles, and of the legend."""
+_HEADING, _STATUS, _CURVE, _LEGEND = 24.0, 76.0, 204.0, 52.0
+"""Heights in pixels: of the heading, of the words above a cell, of the curves with their titles, and of the legend."""
 _AREA = 380.0
 """The most pixels of a cell."""
 _BETWEEN, _MARGIN = 16.0, 6.0
@@ -105,7 +107,7 @@ _PAINT = """\
             let x = there[0], kept = 0;
             bar.parts.forEach(function (part, at) {
               const look = film.looks[there[2][at]], width = there[1] * weights[at] / 1000;
-              set(part.box, { x: x, width: width });
+              set(part.box, { x: x, width: width, fill: part.strike && state[2] ? "#ffffff" : look[5] });
               part.name.textContent = look[1] + 6 <= width ? look[0] : look[3] + 2 <= width ? look[2] : "";
               set(part.name, { x: x + width / 2 });
               part.words.textContent = look[0] + ", weight " + (weights[at] / 1000).toFixed(3);
@@ -172,10 +174,10 @@ def animate_cell_growth(
 
     A bar in front of a node has the candidates of an edge, as wide as their softmax weights. New nodes and candidates
     have a bold outline until the next change; candidates that the next change takes away are struck out after the
-    last epoch before it. In the curves, a line ends each phase, with a sign for what happens there (+ a node grows,
-    − pruned, ± operations change, ■ the end), a grey background has the epochs in which only weights learn, and a
-    level line is the loss by which a stage is judged: the search goes on if it is below the one before. Both searches
-    have the same axes. Show it with :func:`nasbook.plots.show_animation`.
+    last epoch before it. In the curves, a dashed line ends each phase, with a sign for what happens there (+ a node
+    grows, − pruned, ± operations change, ■ no gain), a grey background has the epochs in which only weights learn, and
+    black steps have the loss by which a stage is judged: the search goes on if they go down. Both searches have the
+    same axes. Show it with :func:`nasbook.plots.show_animation`.
 
     Args:
         histories: the reports of one or two growing searches of recurrent cells, by the label to write above them.
@@ -275,8 +277,9 @@ class _Drawing:
             headings.append(f"The found cell{'s' if self.searches[1:] else ''}")
         looks = [
             [candidate_label(name), round(pixels_wide(candidate_label(name))), candidate_letter(name),
-             round(pixels_wide(candidate_letter(name))), int(operation_copy(name)[0] == ZERO)]
-            for name in self.order
+             round(pixels_wide(candidate_letter(name))), int(operation_copy(name)[0] == ZERO),
+             to_hex(part_colours(name, style)[0])]
+            for name, style in self.styles.items()
         ]  # fmt: skip
         described = [self._data(number, search) for number, search in enumerate(self.searches)]
         still = len(headings) - 1
@@ -319,14 +322,12 @@ class _Drawing:
             at.append(frames.index(state))
             lines.append(self._lines(search, place, epoch))
         if self.found:
-            report = search.history[-1]
             cell = search.spans[-1].cell
-            frames.append([
-                len(search.spans) - 1, table(cell), 0, round(self.across(number, last), 1), *self._levels(report),
-                in_numbers(report.validation_loss), in_numbers(report.train_loss),
-            ])  # fmt: skip
+            end = round(self.across(number, last), 1)
+            frames.append([len(search.spans) - 1, table(cell), 0, end, None, None, "", ""])
             at.append(len(frames) - 1)
-            lines.append([f"found after epoch {last}: {_counted(cell.nodes, 'node')}", "", ""])
+            loss = in_numbers(found_loss(search.history, search.events))
+            lines.append([f"the answer: {_counted(cell.nodes, 'node')}", f"validation loss {loss}", "", ""])
         bars = [
             [[round(bar.x, 1), round(bar.width, 1), [self.order[name] for name, _ in weights]]
              for bar, (_, _, weights) in zip(plan.bars, span.cell.edges, strict=True)]
@@ -342,16 +343,16 @@ class _Drawing:
         return [None if level is None else round(level, 1) for level in levels]
 
     def _lines(self, search: _Search, place: int, epoch: int) -> list[str]:
-        """Three lines of words: the phase, the size, and what happens."""
+        """Four lines of words: the phase, the size, and what happens."""
         report = search.history[place]
         cell = search.spans[search.span_of[place]].cell
         phase = "only weights learn" if report.tuning else "weights and α learn"
         first = f"stage {report.stage}, {phase}"
         size = f"{_counted(cell.nodes, 'node')}, {report.parameters:,} parameters"
         if epoch > search.history[-1].epoch:
-            return [f"stopped after epoch {search.history[-1].epoch}", size, ""]
-        happens = "; ".join(event_in_words(event) for event in search.after(report.epoch))
-        return [first, size, f"then {happens}" if happens else ""]
+            return [f"ended after epoch {search.history[-1].epoch}", size, "", ""]
+        happens = [f"then {event_in_words(event)}" for event in search.after(report.epoch)]
+        return [first, size, *[*happens, "", ""][:2]]
 
     # --- the picture ---
 
@@ -362,8 +363,8 @@ class _Drawing:
         parts = [text(middle, _HEADING + 13, search.label, font_weight="bold", font_size=13)]
         for line, words in enumerate(data["lines"][still]):
             y = _HEADING + 29 + 14.5 * line
-            bold = {"font_weight": "bold"} if line == 2 else {}
-            parts.append(text(middle, y, words, class_="line", font_size=10.6, **bold))
+            bold = {"font_weight": "bold"} if line > 1 else {}
+            parts.append(text(middle, y, words, class_="line", font_size=10.4, **bold))
         for place, (span, plan) in enumerate(zip(search.spans, self.plans[number], strict=True)):
             weights = data["weights"][state[1]] if place == state[0] else None
             parts.append(self._span(number, span, plan, weights, place == state[0], bool(state[2])))
@@ -386,12 +387,15 @@ class _Drawing:
                 inside.append(_arrow(bar.feed, WIRE, 1.1))
             inside.append(tag("rect", x=bar.x - 2, y=bar.y - BAR / 2 - 1, width=bar.width + 4, height=BAR + 2,
                               fill="white"))  # fmt: skip
+            born = {name for name, _ in names if (source, target, name) in span.born}
             for (name, weight), (start, wide) in zip(pairs, bar_parts(pairs, bar.width), strict=True):
-                candidate = (source, target, name)
                 inside.append(
-                    _part(name, weight, bar.x + start, bar.y, wide, self.styles[name], candidate in span.born,
-                          candidate in span.dying, struck)
+                    _part(name, weight, bar.x + start, bar.y, wide, self.styles[name],
+                          name in born and len(born) < len(names), (source, target, name) in span.dying, struck)
                 )  # fmt: skip
+            if len(born) == len(names):
+                inside.append(tag("rect", x=bar.x - 1, y=bar.y - BAR / 2 - 1, width=bar.width + 2, height=BAR + 2,
+                                  fill="none", stroke=INK, stroke_width="2.2", class_="new"))  # fmt: skip
             faded = {} if target in needed else {"opacity": "0.4"}
             parts.append(tag("g", "".join(inside), class_="bar", **faded))
         for node, (x, y) in plan.nodes.items():
@@ -413,20 +417,21 @@ class _Drawing:
         top, bottom = self.curve_top, self.curve_bottom
         half = (self.across(number, 2) - self.across(number, 1)) / 2
         parts = []
-        for report in search.history:
-            if report.tuning:
-                parts.append(tag("rect", x=self.across(number, report.epoch) - half, y=top, width=2 * half,
-                                 height=bottom - top, fill=_TUNING, class_="tuning"))  # fmt: skip
+        for tuned, group in itertools.groupby(search.history, key=lambda report: report.tuning):
+            epochs = [report.epoch for report in group]
+            if tuned:
+                begin, end = self.across(number, epochs[0]) - half, self.across(number, epochs[-1]) + half
+                parts.append(tag("rect", x=begin, y=top, width=end - begin, height=bottom - top, fill=_TUNING,
+                                 class_="tuning"))  # fmt: skip
         for at, name in _ticks(self.low, self.high, self.logarithmic):
             level = bottom - 2 - (bottom - top - 4) * (at - self.low) / (self.high - self.low)
             parts.append(tag("path", d=f"M{decimal(left)} {decimal(level)}h-4", stroke=INK))
             parts.append(text(left - 6, level + 3.5, name, "end", font_size=10))
+        steps: list[tuple[float, float | None]] = []
         for first, last, loss in stage_losses(search.history, search.events):
-            level = self.level(loss)
-            if level is not None:
-                begin, end = self.across(number, first) - half, self.across(number, last) + half
-                parts.append(tag("line", x1=begin, x2=end, y1=level, y2=level, stroke=INK, stroke_width="1",
-                                 class_="stage"))  # fmt: skip
+            begin, end = self.across(number, first) - half, self.across(number, last) + half
+            steps += [(begin, self.level(loss)), (end, self.level(loss))]
+        parts.append(tag("path", d=_polyline(steps), fill="none", stroke=INK, stroke_width="1.2", class_="stages"))
         curves = (
             ("validation", _VALIDATION, "o", DASHES[0], [report.validation_loss for report in search.history]),
             ("training", _TRAIN, "s", DASHES[1], [report.train_loss for report in search.history]),
@@ -468,20 +473,22 @@ class _Drawing:
         return "\n".join(parts)
 
     def _legend(self) -> str:
-        """What letters, signs and lines mean, in two rows."""
+        """What letters, signs and lines mean."""
         letters = [f"{candidate_letter(name)} {candidate_label(name)}" for name in self.order
                    if operation_copy(name)[1] == 1 and candidate_letter(name) != candidate_label(name)]  # fmt: skip
         signs = dict.fromkeys(mark_of(event) for search in self.searches for event in search.events)
-        words = {"+": "+ a node grows", "−": "− pruned", "■": "■ stops", "±": "± operations change"}
+        words = {"+": "+ a node grows", "−": "− pruned", "±": "± operations change",
+                 "■": "■ no gain: back to the stage before"}  # fmt: skip
+        tuned = any(report.tuning for search in self.searches for report in search.history)
         rows = [
-            f"width: softmax weight  ·  {'   '.join(letters)}  ·  bold: new",
-            "   ".join([f"{self.loss}, lower is better", *(words[sign] for sign in words if sign in signs),
-                        "— best of a stage", "grey: α is fixed"]),
-        ]  # fmt: skip
-        top = self.height - _LEGEND + 12
+            [*letters, "width: softmax weight", "bold: new"],
+            [words[sign] for sign in words if sign in signs],
+            [f"{self.loss}, lower is better", "black steps: best of each stage"] + ["grey: only weights learn"] * tuned,
+        ]
+        top = self.height - _LEGEND + 10
         return "\n".join(
-            text(WIDTH / 2, top + 16 * number, row, font_size=10.2, class_="legend", style="white-space: pre")
-            for number, row in enumerate(rows)
+            text(WIDTH / 2, top + 15.5 * number, " · ".join(row), font_size=10.2, class_="legend")
+            for number, row in enumerate(row for row in rows if row)
         )
 
 
@@ -524,8 +531,8 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, str]
             return tens
         steps = [scale * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for scale in (1, 2, 5)]
         return [(math.log10(at), f"{at:g}") for at in steps if low <= math.log10(at) <= high]
-    steps = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [(float(at), f"{at:g}") for at in np.round(steps, 10) if low <= at <= high]
+    even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [(float(at), f"{at:g}") for at in np.round(even, 10) if low <= at <= high]
 
 
 # --- pieces of a cell -------------------------------------------------------------------------------------------------
@@ -553,8 +560,8 @@ def _part(
     fill, edge = part_colours(name, style)
     inside = [
         tag("title", html.escape(f"{candidate_label(name)}, weight {weight:.3f}"), class_="words"),
-        tag("rect", x=x, y=y - BAR / 2, width=wide, height=BAR, fill=to_hex(fill), stroke=INK if born else edge,
-            stroke_width="1.8" if born else "0.9", class_="box"),
+        tag("rect", x=x, y=y - BAR / 2, width=wide, height=BAR, fill="#ffffff" if dying and struck else to_hex(fill),
+            stroke=INK if born else edge, stroke_width="1.8" if born else "0.9", class_="box"),
         text(x + wide / 2, y + 3.4, fitting_name(name, wide), font_size=NAME, class_="name"),
     ]  # fmt: skip
     if dying:

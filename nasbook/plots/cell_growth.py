@@ -1,4 +1,4 @@
-"""A cell that grows while it is searched (growing DARTS, Chapter 6): what its reports and events say, and figures of it.
+"""A cell that grows while it is searched (growing DARTS, Chapter 6): its reports and events, and figures of them.
 
 The same reports as a film are in :mod:`nasbook.plots.cell_film`.
 """
@@ -92,17 +92,16 @@ def in_numbers(loss: float) -> str:
 
 def event_in_words(event: StageEvent) -> str:
     """What an event does, in few words."""
-    losses = f"loss {in_numbers(event.loss_before)} → {in_numbers(event.loss_after)}"
+    losses = f"{in_numbers(event.loss_before)} → {in_numbers(event.loss_after)}"
     if event.what == "node":
-        return f"a node grows, {losses}"
+        return f"a node grows: loss {losses}"
     if event.what == "prune":
-        return f"pruned, {losses}"
+        return f"pruned: loss {losses}"
     if event.what == "stop":
-        gained = event.loss_after >= event.loss_before
-        return "the last stage ends" if gained else "no gain: back to the stage before"
+        return "no gain: back to the stage before"
     number = len(event.operations)
     verb = "split" if event.what == "split" else "change"
-    return f"{number or 'some'} operation{'s' if number != 1 else ''} {verb}{'s' if number == 1 else ''}, {losses}"
+    return f"1 operation {verb}s: {losses}" if number == 1 else f"{number or 'some'} operations {verb}: {losses}"
 
 
 Candidate = tuple[int, int, str]
@@ -165,10 +164,27 @@ def spans_of(history: Sequence[StageEpoch], kind: str) -> list[Span]:
 
 
 def stage_losses(history: Sequence[StageEpoch], events: Sequence[StageEvent]) -> list[tuple[int, int, float]]:
-    """By which loss every stage is judged: its first and its last epoch, and its best validation loss (Algorithm 2)."""
-    ends = [event for event in events if event.what in ("node", "stop")]
-    found, first = [], history[0].epoch
-    for event in ends:
-        found.append((first, event.epoch, event.loss_before))
-        first = event.epoch + 1
+    """By which loss every stage is judged: its first and its last epoch, and its best validation loss (Algorithm 2).
+
+    Tuning belongs to its stage where every stage has it. At the end it is a piece of its own, as is a stage under way.
+    """
+    found: list[tuple[int, int, float]] = []
+    first, pruned = history[0].epoch, False
+    for event in events:
+        at_end = event.what == "prune" and bool(found) and not pruned
+        if event.epoch >= first and (event.what in ("node", "stop") or at_end):
+            found.append((first, event.epoch, event.loss_before))
+            first = event.epoch + 1
+        pruned = pruned or event.what == "prune"
+    rest = [report for report in history if report.epoch >= first]
+    judged = [report.validation_loss for report in rest if report.tuning or not any(one.tuning for one in rest)]
+    if judged:
+        found.append((first, rest[-1].epoch, min(judged)))
     return found
+
+
+def found_loss(history: Sequence[StageEpoch], events: Sequence[StageEvent]) -> float:
+    """The validation loss of the cell that the search answered."""
+    if events and events[-1].what == "stop":
+        return events[-1].loss_after
+    return stage_losses(history, events)[-1][2]

@@ -282,14 +282,16 @@ def plan_cell(cell: Wiring, width: float, *, pitch: float = PITCH, most_nodes: i
     rail = _EDGE + 13.0
     bars = []
     for source, target, candidates in cell.edges:
-        wide = widest if len(candidates) > 1 else min(widest, pixels_wide(candidate_label(candidates[0][0])) + 18)
+        x = first + (target - source - 1) * (widest + _GAP)
+        wide = widest
+        if len(candidates) == 1:  # its neighbours stand half a row higher and lower, so that a name may reach beyond
+            room = min(2 * (widest + _GAP) - 6, 2 * (width - 1 - x))
+            wide = min(room, pixels_wide(candidate_label(candidates[0][0])) + 18)
         middle = (nodes[source][1] + nodes[target][1]) / 2
         if target - source == 1:
-            x = first
             entry = Line.through((x, nodes[source][1] + size[source]), (x, middle - BAR / 2))
             leave = Arrow(Line.through((x, middle + BAR / 2), (x, nodes[target][1] - RADIUS)), (0.0, 1.0))
         else:
-            x = first + (target - source - 1) * (widest + _GAP)
             entry, leave = _arc(nodes[source], nodes[target], x, middle, target - source, size[source])
         feed = Arrow(Line.through((rail, middle), (x - wide / 2, middle)), (1.0, 0.0)) if chain else None
         bars.append(Bar(x - wide / 2, middle, wide, entry, leave, feed))
@@ -394,7 +396,7 @@ def _mathtext(words: Words) -> str:
 def draw_plan(
     ax: Axes, cell: Wiring, plan: CellPlan, styles: Mapping[str, OperationStyle], scale: float, new: Sequence[int] = ()
 ) -> None:
-    """Draws a planned cell in axes whose unit is a pixel; ``scale`` is a pixel's size, ``new`` nodes have a bold ring."""
+    """Draws a planned cell in axes in pixels; ``scale`` is a pixel's size, ``new`` nodes get a bold ring."""
     unit = 0.75 * scale  # points
     needed = cell.needed
     for line in plan.rails:
@@ -528,7 +530,13 @@ def draw_recurrent_cells(
 def all_styles(cells: Sequence[Wiring], operations: Sequence[str] = ()) -> dict[str, OperationStyle]:
     """A style for every candidate of some cells."""
     names = dict.fromkeys(name for cell in cells for _, _, weights in cell.edges for name, _ in weights)
-    return operation_styles([*operations, *sorted(names)])
+    known = list(_LETTERS)
+
+    def place(name: str) -> tuple[int, tuple[str, int]]:
+        operation = operation_copy(name)
+        return known.index(operation[0]) if operation[0] in known else len(known), operation
+
+    return operation_styles([*operations, *sorted(names, key=place)])
 
 
 def _draw_cells(cells: Sequence[tuple[str, Wiring]], ax: Axes | None, operations: Sequence[str]) -> Figure:
