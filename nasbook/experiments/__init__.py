@@ -123,6 +123,7 @@ __all__ = [
     "get_claim",
     "get_experiment",
     "get_scale",
+    "growing_cells",
     "growing_networks",
     "growing_radial",
     "growing_scale",

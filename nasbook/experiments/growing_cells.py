@@ -5,6 +5,7 @@ What is exact stands in :mod:`nasbook.experiments.growing_cells_checks`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -31,11 +32,14 @@ from nasbook.training import SequenceFit, SequenceFitConfig
 
 __all__ = [
     "BASELINES",
+    "NOISES",
     "OPERATOR_ROWS",
+    "PASSING",
     "RANDOM_ROWS",
     "ROWS",
     "best_so_far",
     "curves",
+    "escaped",
     "least_loss",
     "operator_rules",
     "random_recurrent_cell",
@@ -214,7 +218,8 @@ def _trial(
     found: dict[str, Any] = {}
     for row, config in configs.items():
         values = _searched(workplace, config, data, f"{name} {row}")
-        found[row] = {**values, **_from_genotype(workplace, values["genotype"], config.hidden, data, fit, f"{name} {row}")}
+        trained = _from_genotype(workplace, values["genotype"], config.hidden, data, fit, f"{name} {row}")
+        found[row] = {**values, **trained}
     for row, like in RANDOM_ROWS.items():
         nodes = Genotype.from_json(found[like]["genotype"]).cells[0][1].nodes
         draws = generator(fold_seed(workplace.seed, row, name))
@@ -234,10 +239,11 @@ def _from_genotype(
 def _baselines(
     workplace: Workplace, hidden: int, data: SequenceData, fit: SequenceFitConfig, name: str
 ) -> dict[str, Any]:
-    return {
-        row: _trained(workplace, lambda cell=cell: TorchRecurrentNetwork(cell, data, hidden), data, fit, f"{name} {row}")
-        for row, cell in BASELINES.items()
-    }
+    found = {}
+    for row, cell in BASELINES.items():
+        build = functools.partial(TorchRecurrentNetwork, cell, data, hidden)
+        found[row] = _trained(workplace, build, data, fit, f"{name} {row}")
+    return found
 
 
 def _described(data: SequenceData) -> dict[str, Any]:
@@ -305,8 +311,9 @@ def _compared(pairs: list[tuple[str, Float[np.ndarray, " trials"], Float[np.ndar
         right.append(difference.mean() > 0)
         significant.append(p < LEVEL)
         texts.append(f"{text} by {difference.mean():+.4f} (p = {p:.2g})")
-    numbers = f"{sum(right)} of {len(right)} have the claimed sign, {sum(significant)} significantly: " + "; ".join(texts)
-    return trend(sum(right) > len(right) / 2, all(significant), f"{numbers}; {len(pairs[0][1])} trials")
+    counted = f"{sum(right)} of {len(right)} have the claimed sign, {sum(significant)} significantly"
+    numbers = f"{counted}: {'; '.join(texts)}; {len(pairs[0][1])} trials"
+    return trend(sum(right) > len(right) / 2, all(significant), numbers)
 
 
 def _judge_modes(record: Record) -> Verdict:
@@ -483,15 +490,22 @@ OPERATOR_ROWS = ("nodes only", "small weight", "splitting", "pruning", "replacin
 """The Two-to-One cell with nodes that grow only, as in the paper's experiments, and with each of §3.2.2–3.2.4."""
 
 
+GROW_ABOVE = 0.3
+"""The weight from which on an operation is copied: one and a half times an equal share of five."""
+
+PRUNE_BELOW = 0.15
+"""The weight below which one goes: three quarters of an equal share."""
+
+
 def operator_rules(row: str) -> OperatorRules:
     """What happens to operations in a row of :data:`OPERATOR_ROWS`."""
     rules = {
         "nodes only": OperatorRules(),
-        "small weight": OperatorRules(strategy="small-weight"),
+        "small weight": OperatorRules(strategy="small-weight", grow_above=GROW_ABOVE),
         "splitting": OperatorRules(strategy="splitting"),
-        "pruning": OperatorRules(prune_below=0.12),
-        "replacing": OperatorRules(exchange="replace"),
-        "re-sampling": OperatorRules(exchange="resample"),
+        "pruning": OperatorRules(prune_below=PRUNE_BELOW, grow_above=GROW_ABOVE),
+        "replacing": OperatorRules(exchange="replace", grow_above=GROW_ABOVE),
+        "re-sampling": OperatorRules(exchange="resample", grow_above=GROW_ABOVE),
     }
     return rules[row]
 
@@ -522,6 +536,56 @@ register(
 )
 
 
+# --- the noise of a new node ------------------------------------------------------------------------------------------
+
+NOISES = (0.001, 0.01, 0.1, 0.2)
+"""δ = σ. With five candidates δ must stay below 1/4."""
+
+PASSING = ("sum", "identity")
+"""The operations by which a new node repeats the last one."""
+
+
+def escaped(genotype: str, start: int) -> tuple[int, int]:
+    """Of the nodes that were grown, how many ended with another operation than the morphism gave them; and how many
+    there are.
+
+    Args:
+        genotype: JSON text of a recurrent genotype.
+        start: number of nodes that the cell began with.
+    """
+    ((_, cell),) = Genotype.from_json(genotype).cells
+    grown = [edge.operation for edge in cell.edges if edge.target > start]
+    return sum(operation not in PASSING for operation in grown), len(grown)
+
+
+def noise(workplace: Workplace) -> dict[str, Any]:
+    """Cells grown with several δ = σ, pruned at the end: does a new node ever become something else than a copy?"""
+    scale = _scale(workplace)
+    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
+    values: dict[str, Any] = {"data": _described(data)}
+    for backbone in ("darts", "two-to-one"):
+        values[backbone] = {}
+        for delta in NOISES:
+            plan = series_config(scale, backbone, "prune-at-end", data.features)  # type: ignore[arg-type]
+            name = f"{backbone} {delta}"
+            found = _searched(workplace, replace(plan, delta=delta, sigma=delta), data, name)
+            trained = _from_genotype(workplace, found["genotype"], plan.hidden, data, fit, name)
+            values[backbone][str(delta)] = {**found, **trained}
+    return values
+
+
+register(
+    Experiment(
+        "growing-noise",
+        "Growth with several δ = σ: whether a new node becomes more than a copy of the last",
+        CHAPTER,
+        noise,
+        scaled=growing_scale,
+    )
+)
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -535,7 +599,8 @@ def images(workplace: Workplace) -> dict[str, Any]:
     begun = replace(scale.space, nodes=2)
     epochs = 1
     for row, mode in (("grown-1", "prune-each-stage"), ("grown-2", "prune-at-end")):
-        search = growing.Search(growing_config(scale, mode), workplace.data, begun, workplace.seed)  # type: ignore[arg-type]
+        config = growing_config(scale, mode)  # type: ignore[arg-type]
+        search = growing.Search(config, workplace.data, begun, workplace.seed)
         workplace.drive(search, f"search {row}")
         result = search.result()
         epochs = len(result.history)
@@ -550,8 +615,8 @@ def images(workplace: Workplace) -> dict[str, Any]:
             **train_derived(workplace, result.genotype, f"train {row}"),
         }
     for nodes in (2, 1 + scale.image_stages):
-        config = replace(search_config(scale, epochs), order="first-order")
-        plain: GradientSearch = darts.Search(config, workplace.data, replace(scale.space, nodes=nodes), workplace.seed)
+        equal = replace(search_config(scale, epochs), order="first-order")
+        plain: GradientSearch = darts.Search(equal, workplace.data, replace(scale.space, nodes=nodes), workplace.seed)
         workplace.drive(plain, f"search DARTS {nodes}")
         genotype = plain.result().genotype
         values[f"DARTS, {nodes} nodes"] = {

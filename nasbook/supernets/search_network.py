@@ -124,7 +124,9 @@ class SearchNetwork(nn.Module):
         self.spaces = dict(space) if isinstance(space, Mapping) else dict.fromkeys(space.kinds, space)
         space = next(iter(self.spaces.values()))
         if len({(other.inputs, other.nodes) for other in self.spaces.values()}) > 1:
-            raise InvalidInput("The spaces of a supernet's kinds of cell may differ in their edges and candidates only.")
+            raise InvalidInput(
+                "The spaces of a supernet's kinds of cell may differ in their edges and candidates only."
+            )
         if space.inputs != 2:
             raise InvalidInput(f"A convolutional search cell has 2 input nodes, this space has {space.inputs}.")
         if engine not in ENGINES:
