@@ -14,15 +14,16 @@ Parameters and state dict are those of the readable cells. They are read and sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.genotypes import Space
+from nasbook.genotypes import ZERO, Space
 from nasbook.networks.fused_recurrent_function import Graph, Source, run_sequence
 from nasbook.networks.recurrent_cells import DartsCell, RecurrentCell, TwoToOneCell
 from nasbook.operations.recurrent import ActivatedMap, Gate, Product, StateIdentity, StateZero, Sum, operation_of
@@ -42,6 +43,8 @@ class Place(NamedTuple):
     name: str
     coefficient: int
     """Where its coefficient stands, row by row."""
+    kind: type[nn.Module]
+    """What it is built from."""
 
     @property
     def operation(self) -> str:
@@ -49,7 +52,7 @@ class Place(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """What its maps and its coefficient are multiplied by."""
+        """What its coefficient and what goes into its activation are multiplied by."""
         return 2.0 if self.operation == "tanh" else 1.0
 
 
@@ -91,10 +94,15 @@ class Plan:
     mixing: Mixing
     """Gives the coefficients of :func:`run_sequence`."""
 
-    @property
+    @functools.cached_property
     def factors(self) -> list[float]:
-        """Of the blocks with an activation."""
+        """Of the candidates with an activation."""
         return [place.factor for place in self.activated]
+
+    @functools.cached_property
+    def places(self) -> tuple[Place, ...]:
+        """All candidates."""
+        return self.activated + self.linear + self.others
 
 
 def plan_two_to_one(space: Space, hidden: int) -> Plan:
@@ -104,7 +112,7 @@ def plan_two_to_one(space: Space, hidden: int) -> Plan:
     mixing = Mixing(len(space.edges) * len(space.operations))
     sources = []
     for step, edge in enumerate(space.edges):
-        places = _leaving(space, edge, step, step + 1)
+        places = _leaving(space, edge, step, step + 1, Gate)
         blocks = _in_blocks(places)
         sums = [place for place in places if place.operation == "sum"]
         products = [place for place in places if place.operation == "product"]
@@ -115,10 +123,10 @@ def plan_two_to_one(space: Space, hidden: int) -> Plan:
             mixing.add([place])
         if sums:
             mixing.add(sums)
-        for place in (*sums, *products):
-            mixing.add([place])
         activated += blocks
         linear += [*sums, *products]
+    for place in linear:
+        mixing.add([place])
     _add_levels(mixing, activated, len(sources))
     return Plan(Graph(hidden, tuple(sources), len(activated)), tuple(activated), tuple(linear), (), mixing)
 
@@ -132,7 +140,7 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
     sources = []
     for source, node in enumerate(order[:-1]):
         targets = [target for target, other in enumerate(order) if (node, other) in space.edges]
-        places = [p for target in targets for p in _leaving(space, (node, order[target]), source, target)]
+        places = [p for target in targets for p in _leaving(space, (node, order[target]), source, target, ActivatedMap)]
         blocks = _in_blocks(places)
         identities = [place for place in places if place.operation == "identity"]
         span = range(targets[0], targets[-1] + 1)
@@ -149,11 +157,25 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
     return Plan(graph, tuple(activated), (), tuple(others), mixing)
 
 
-def _leaving(space: Space, edge: tuple[int, int], source: int, target: int) -> list[Place]:
+KINDS: dict[str, type[nn.Module]] = {"identity": StateIdentity, ZERO: StateZero, "sum": Sum, "product": Product}
+
+
+def _leaving(
+    space: Space, edge: tuple[int, int], source: int, target: int, activated: type[nn.Module]
+) -> list[Place]:
     """The candidates on an edge."""
     row = space.edges.index(edge) * len(space.operations)
-    names = space.candidates(*edge)
-    return [Place(source, target, f"{edge[0]}-{edge[1]}", n, row + space.operations.index(n)) for n in names]
+    return [
+        Place(
+            source,
+            target,
+            f"{edge[0]}-{edge[1]}",
+            name,
+            row + space.operations.index(name),
+            KINDS.get(operation_of(name), activated),
+        )
+        for name in space.candidates(*edge)
+    ]
 
 
 def _in_blocks(places: Sequence[Place]) -> list[Place]:
@@ -173,27 +195,23 @@ def _add_levels(mixing: Mixing, activated: Sequence[Place], nodes: int) -> None:
         mixing.add((place for place in activated if place.target == target and place.operation == "tanh"), -1)
 
 
-def _as_built(module: nn.Module, kind: type[nn.Module], operation: str) -> bool:
-    """Whether calling a candidate would do what its class says, and nothing else."""
-    return (
-        type(module) is kind
-        and getattr(module, "activation", operation) == operation
-        and "forward" not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-    )
-
-
-KINDS: dict[str, type[nn.Module]] = {"identity": StateIdentity, "none": StateZero, "sum": Sum, "product": Product}
-
-
-def _runs_as_built(cell: nn.Module, plan: Plan, kind: type[nn.Module]) -> bool:
-    return all(
-        _as_built(cell.edges[place.edge][place.name], KINDS.get(place.operation, kind), place.operation)
-        for place in (*plan.activated, *plan.linear, *plan.others)
-    )
+def _modules(edges: nn.ModuleDict, plan: Plan) -> list[Any] | None:
+    """The candidates of ``plan.places``, if calling them would do what their classes say, and nothing else."""
+    found = []
+    for place in plan.places:
+        module: Any = edges[place.edge][place.name]  # type: ignore[index]
+        if (
+            type(module) is not place.kind
+            or (place.kind in (Gate, ActivatedMap) and module.activation != place.operation)
+            or "forward" in vars(module)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        ):
+            return None
+        found.append(module)
+    return found
 
 
 def _fits(
@@ -221,14 +239,12 @@ def _fits(
     )
 
 
-def _stacked(weights: Sequence[Tensor], factors: Tensor) -> Tensor:
-    """The weights one below the other, each times its factor."""
-    scale = factors.view(-1, *[1] * weights[0].dim())
-    return (torch.stack(list(weights)) * scale).flatten(0, 1)
-
-
 class FusedTwoToOneCell(TwoToOneCell):
-    """A :class:`~nasbook.networks.TwoToOneCell` with the same parameters, computed node by node."""
+    """A :class:`~nasbook.networks.TwoToOneCell` with the same parameters, computed node by node.
+
+    The fused pass reads the candidates' parameters and does not call the candidates. Where one is not what the cell was
+    built from, or has hooks, a pass takes the readable way; and so under autocast and torch.func's transforms.
+    """
 
     def build(self) -> None:
         super().build()
@@ -241,31 +257,34 @@ class FusedTwoToOneCell(TwoToOneCell):
         state: Float[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "time batch hidden"]:
         plan = self._plan
-        if len(self.needed) < len(self.space.edges) or not _runs_as_built(self, plan, Gate):
+        modules = _modules(self.edges, plan) if len(self.edges) == len(self.space.edges) else None
+        if modules is None:
             return super().forward(inputs, coefficients, state)
-        gates = [self.edges[place.edge][place.name] for place in plan.activated]
-        linear = [self.edges[place.edge][place.name] for place in plan.linear]
-        weights = [tensor for gate in gates for tensor in (gate.input_weight, gate.state_weight, gate.bias)]
-        weights += [module.input_weight for module in linear]
-        if not _fits(self, inputs, coefficients, state, weights):
+        gates = modules[: len(plan.activated)]
+        linear = [module.input_weight for module in modules[len(gates) :]]
+        of_inputs = [gate.input_weight for gate in gates]
+        of_state = [gate.state_weight for gate in gates]
+        biases = [gate.bias for gate in gates]
+        if not _fits(self, inputs, coefficients, state, (*linear, *of_inputs, *of_state, *biases)):
             return super().forward(inputs, coefficients, state)
-
-        hidden, count = self.hidden, len(gates)
-        input_maps = linear_maps = inputs.new_empty(0, self.inputs)
-        state_maps, biases = inputs.new_empty(0, hidden), inputs.new_empty(0)
-        if gates:
-            factors = inputs.new_tensor(plan.factors)
-            input_maps, state_maps, biases = (_stacked(weights[i : 3 * count : 3], factors) for i in range(3))
-        if linear:
-            linear_maps = torch.cat(weights[3 * count :])
-        if state is None:
-            state = inputs.new_zeros(inputs.shape[1], hidden)
-        maps = input_maps, biases, linear_maps, state_maps
-        return run_sequence(plan.graph, inputs, state, *maps, plan.mixing(coefficients))
+        return run_sequence(
+            plan.graph,
+            inputs,
+            inputs.new_zeros(inputs.shape[1], self.hidden) if state is None else state,
+            _below_each_other(of_inputs, inputs, self.inputs),
+            torch.cat(biases) if biases else None,
+            _below_each_other(linear, inputs, self.inputs),
+            _below_each_other(of_state, inputs, self.hidden),
+            plan.mixing(coefficients),
+            inputs.new_tensor(plan.factors),
+        )
 
 
 class FusedDartsCell(DartsCell):
-    """A :class:`~nasbook.networks.DartsCell` with the same parameters, computed node by node."""
+    """A :class:`~nasbook.networks.DartsCell` with the same parameters, computed node by node.
+
+    It takes the readable way where :class:`FusedTwoToOneCell` does.
+    """
 
     def build(self) -> None:
         super().build()
@@ -278,25 +297,31 @@ class FusedDartsCell(DartsCell):
         state: Float[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "time batch hidden"]:
         plan = self._plan
-        if len(self.output) > 1 or not _runs_as_built(self, plan, ActivatedMap):
+        modules = _modules(self.edges, plan) if len(self.output) == 1 else None
+        if modules is None:
             return super().forward(inputs, coefficients, state)
-        weights = [self.edges[place.edge][place.name].weight for place in plan.activated]
+        weights = [module.weight for module in modules[: len(plan.activated)]]
         if not _fits(self, inputs, coefficients, state, weights):
             return super().forward(inputs, coefficients, state)
+        first, others = weights[: plan.graph.fed], weights[plan.graph.fed :]
+        # Node 0 is [x; h]: its maps have columns for x, then for h.
+        of_both = _below_each_other(first, inputs, self.inputs + self.hidden)
+        of_inputs, of_state = of_both.split([self.inputs, self.hidden], dim=1)
+        return run_sequence(
+            plan.graph,
+            inputs,
+            inputs.new_zeros(inputs.shape[1], self.hidden) if state is None else state,
+            of_inputs,
+            None,
+            inputs.new_empty(0, self.inputs),
+            _below_each_other([of_state, *others], inputs, self.hidden),
+            plan.mixing(coefficients),
+            inputs.new_tensor(plan.factors),
+        )
 
-        fed = plan.graph.fed
-        factors = inputs.new_tensor(plan.factors)
-        input_maps, state_maps = inputs.new_empty(0, self.inputs), []
-        if fed:
-            input_maps, part = _stacked(weights[:fed], factors[:fed]).split([self.inputs, self.hidden], dim=1)
-            state_maps.append(part)
-        if len(weights) > fed:
-            state_maps.append(_stacked(weights[fed:], factors[fed:]))
-        below = torch.cat(state_maps) if state_maps else inputs.new_empty(0, self.hidden)
-        if state is None:
-            state = inputs.new_zeros(inputs.shape[1], self.hidden)
-        maps = input_maps, None, inputs.new_empty(0, self.inputs), below
-        return run_sequence(plan.graph, inputs, state, *maps, plan.mixing(coefficients))
+
+def _below_each_other(maps: Sequence[Tensor], like: Tensor, width: int) -> Float[Tensor, "rows width"]:
+    return torch.cat(list(maps)) if maps else like.new_empty(0, width)
 
 
 FUSED_CELLS: dict[str, type[RecurrentCell]] = {"two-to-one": FusedTwoToOneCell, "darts": FusedDartsCell}

@@ -5,10 +5,10 @@ node's value is
 
     level + Σ over what enters it  c φ(A s + B x + b)  +  c s  +  c (S x)  +  c (P x) * s
 
-with s the value of the node that each of them leaves, φ a sigmoid or ReLU, and a coefficient c for each. As
-tanh(a) = 2 sigmoid(2a) − 1, one sigmoid computes tanh too; the caller puts the 2's into maps and coefficients and the
-−1 into the level. Maps are stacked in blocks of H rows, one for each candidate. Those with an activation are ordered by
-the node that they leave, and there those with a sigmoid come before those with a ReLU.
+with s the value of the node that each of them leaves, φ(a) = sigmoid(f a) or ReLU(a), f a factor that is given, and a
+coefficient c for each. As tanh(a) = 2 sigmoid(2a) − 1, one sigmoid computes tanh too: f is 2, and the caller puts 2
+into the coefficient and −1 into the level. Maps are stacked in blocks of H rows, one for each candidate. Those with an
+activation are ordered by the node that they leave, and there those with a sigmoid come before those with a ReLU.
 
 All that depends on x only is one product before the loop over time, and the gradients of maps and coefficients are
 products after the loop of the backward pass. In between, there is a handful of calls for each node and time step.
@@ -56,9 +56,9 @@ class Source:
         return self.bounded + self.rectified
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """How many coefficients there are: of the activated candidates, target by target, then of the others."""
-        return self.targets * self.candidates, self.targets * self.identity, self.sums, self.products
+    def sizes(self) -> tuple[int, int]:
+        """How many coefficients candidates with an activation have, target by target, and how many identity has."""
+        return self.targets * self.candidates, self.targets * self.identity
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,34 @@ class Graph:
         """For every source its sums, then its products, among all of them."""
         return _one_after_another([source.sums + source.products for source in self.sources])
 
-    def rows(self, block: slice) -> slice:
-        """The rows of blocks."""
-        return slice(block.start * self.hidden, block.stop * self.hidden)
+    @functools.cached_property
+    def rows(self) -> tuple[slice, ...]:
+        """For every source the rows of its candidates with an activation."""
+        return tuple(slice(block.start * self.hidden, block.stop * self.hidden) for block in self.blocks)
 
-    def mixes(self, coefficients: Float[Tensor, "coefficients"]) -> tuple[list[Mix], Float[Tensor, "nodes"]]:
-        """The coefficients of every source, and the levels."""
-        *parts, levels = coefficients.split([size for source in self.sources for size in source.sizes] + [self.nodes])
-        mixes = []
-        for place, source in enumerate(self.sources):
-            activated, identity, sums, products = parts[4 * place : 4 * place + 4]
-            mixes.append(Mix(activated.view(source.targets, -1), identity.view(-1, 1), sums, products))
-        return mixes, levels
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        sizes = [size for source in self.sources for size in source.sizes]
+        return [*sizes, self.linear_blocks[-1].stop, self.nodes]
+
+    def mix(self, coefficients: Float[Tensor, "coefficients"]) -> Mix:
+        """The coefficients, sorted."""
+        *parts, linear, levels = coefficients.split(self._sizes)
+        activated = [part.view(source.targets, -1) for part, source in zip(parts[::2], self.sources, strict=True)]
+        return Mix(activated, [part.view(-1, 1) for part in parts[1::2]], linear, levels)
 
 
 class Mix(NamedTuple):
-    """The coefficients of one source."""
+    """All coefficients."""
 
-    activated: Float[Tensor, "targets candidates"]
-    identity: Float[Tensor, "targets 1"]
-    sums: Float[Tensor, "sums"]
-    products: Float[Tensor, "products"]
+    activated: Sequence[Float[Tensor, "targets candidates"]]
+    """Of every source."""
+    identity: Sequence[Float[Tensor, "targets 1"]]
+    """Of every source; empty where it has none."""
+    linear: Float[Tensor, "linear"]
+    """Of all sums and products."""
+    levels: Float[Tensor, "nodes"]
+    """Of all nodes but node 0."""
 
 
 def run_sequence(
@@ -119,6 +126,7 @@ def run_sequence(
     linear_maps: Float[Tensor, "linear inputs"],
     state_maps: Float[Tensor, "activated hidden"],
     coefficients: Float[Tensor, "coefficients"],
+    factors: Float[Tensor, "candidates"],
 ) -> Float[Tensor, "time batch hidden"]:
     """The values of the last node after every time step.
 
@@ -130,9 +138,11 @@ def run_sequence(
         biases: their b.
         linear_maps: S and P of all sums and products; for every source the sums come first.
         state_maps: A of all candidates with an activation.
-        coefficients: for every source, as many as its ``sizes`` say; then the levels of all nodes.
+        coefficients: for every source, as many as its ``sizes`` say; then those of all sums and products, in the
+            order of the maps; then the levels of all nodes.
+        factors: f of all candidates with an activation, 1 for ReLU. No gradient is computed for them.
     """
-    tensors = (inputs, state, input_maps, biases, linear_maps, state_maps, coefficients)
+    tensors = (inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors)
     if torch.is_grad_enabled():
         return _Sequence.apply(graph, *tensors)
     return _forward(graph, *tensors, keep=False)[0]
@@ -175,37 +185,36 @@ class _Needs(NamedTuple):
     linear_maps: bool
     state_maps: bool
     coefficients: bool
+    factors: bool
 
 
 def plain_sequence(graph: Graph, *tensors: Any) -> Float[Tensor, "time batch hidden"]:
     """:func:`run_sequence` by differentiable calls, with the same arguments."""
-    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = tensors
+    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors = tensors
     hidden = graph.hidden
-    mixes, levels = graph.mixes(coefficients)
+    mix = graph.mix(coefficients)
     fed = F.linear(inputs, input_maps, biases)
-    linear = F.linear(inputs, linear_maps).unflatten(-1, (-1, hidden)) if len(linear_maps) else inputs.new_empty(0)
+    linear = F.linear(inputs, linear_maps).unflatten(-1, (len(mix.linear), hidden)) * mix.linear[:, None]
     states = []
     for step in range(len(inputs)):
-        values = [state, *(level.expand_as(state) for level in levels)]
-        for place, (source, mix) in enumerate(zip(graph.sources, mixes, strict=True)):
+        values = [state, *(level.expand_as(state) for level in mix.levels)]
+        for place, source in enumerate(graph.sources):
             s = values[place]
-            targets = range(place + source.first, place + source.first + source.targets)
-            block, linear_block = graph.blocks[place], graph.linear_blocks[place]
+            block, rows = graph.blocks[place], graph.rows[place]
             received = [torch.zeros_like(s)] * source.targets
             if source.candidates:
-                a = s @ state_maps[graph.rows(block)].T
+                a = s @ state_maps[rows].T
                 if block.stop <= graph.fed:
-                    a = a + fed[step][:, graph.rows(block)]
-                parts = a.unflatten(-1, (source.candidates, hidden)).movedim(1, 0)
+                    a = a + fed[step][:, rows]
+                parts = (a.unflatten(-1, (source.candidates, hidden)) * factors[block, None]).movedim(1, 0)
                 activated = torch.cat([parts[: source.bounded].sigmoid(), parts[source.bounded :].relu()])
-                received = list(torch.tensordot(mix.activated, activated, 1))
+                received = list(torch.tensordot(mix.activated[place], activated, 1))
             if source.identity:
-                received = [part + c * s for part, c in zip(received, mix.identity, strict=True)]
+                received = [part + c * s for part, c in zip(received, mix.identity[place], strict=True)]
             if source.sums + source.products:
-                images = linear[step][:, linear_block].movedim(1, 0)
-                received[0] = received[0] + torch.tensordot(mix.sums, images[: source.sums], 1)
-                received[0] = received[0] + torch.tensordot(mix.products, images[source.sums :], 1) * s
-            for target, part in zip(targets, received, strict=True):
+                images = linear[step][:, graph.linear_blocks[place]]
+                received[0] = received[0] + images[:, : source.sums].sum(1) + images[:, source.sums :].sum(1) * s
+            for target, part in enumerate(received, place + source.first):
                 values[target] = values[target] + part
         state = values[-1]
         states.append(state)
@@ -213,44 +222,50 @@ def plain_sequence(graph: Graph, *tensors: Any) -> Float[Tensor, "time batch hid
 
 
 def _forward(graph: Graph, *tensors: Any, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """The states, and what the backward pass needs: see :class:`_Kept`.
+    """The states, and what the backward pass needs: values, S x and P x, activations, what s is multiplied by.
 
     Values stand in one row: the first state, then all nodes of the first step, of the second step and so on. So h_t is
     there once, as the last node of its step and as node 0 of the next.
     """
-    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = tensors
+    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors = tensors
     steps, batch, width = inputs.shape
     hidden, nodes = graph.hidden, graph.nodes
-    mixes, levels = graph.mixes(coefficients)
+    mix = graph.mix(coefficients)
     flat = inputs.reshape(-1, width)
-    fed = (flat @ input_maps.T if biases is None else torch.addmm(biases, flat, input_maps.T)).view(steps, batch, -1)
-    linear = (flat @ linear_maps.T).view(steps, batch, -1, hidden) if len(linear_maps) else inputs.new_empty(0)
+    of_rows = factors[:, None].expand(-1, hidden).flatten()
+    of_fed = of_rows[: len(input_maps)]
+    state_maps = state_maps * of_rows[:, None]
+    input_maps = (input_maps * of_fed[:, None]).T
+    fed = flat @ input_maps if biases is None else torch.addmm(biases * of_fed, flat, input_maps)
+    fed = fed.view(steps, batch, -1)
+    linear = (flat @ linear_maps.T).view(steps, batch, -1, hidden)
     values = inputs.new_empty(1 + steps * nodes, batch, hidden)
     values[0] = state
-    values[1:].view(steps, nodes, batch, hidden).copy_(levels[:, None, None])
-    activated = inputs.new_empty(steps if keep else 1, graph.blocks[-1].stop, batch, hidden)
+    values[1:].view(steps, nodes, batch, hidden).copy_(mix.levels[:, None, None])
+    activated = inputs.new_empty(steps if keep else 1, len(factors), batch, hidden)
     all_activated = activated.expand(steps, -1, -1, -1)
     scales: list[Tensor] = []
     lanes = []
     rows = values.unbind()
-    for place, (source, mix) in enumerate(zip(graph.sources, mixes, strict=True)):
-        block, linear_block = graph.blocks[place], graph.linear_blocks[place]
+    for place, source in enumerate(graph.sources):
+        block = graph.blocks[place]
         if source.sums + source.products:
-            images = linear[:, :, linear_block].unbind(2)
-            for image, c in zip(images, mix.sums, strict=False):
+            images = linear[:, :, graph.linear_blocks[place]].unbind(2)
+            own = mix.linear[graph.linear_blocks[place]].unbind()
+            for image, c in zip(images[: source.sums], own, strict=False):
                 _of_node(graph, place + 1, values).addcmul_(image, c)
             if source.products:
-                scales.append(_scale(mix, images[source.sums :]))
-        entering = fed[..., graph.rows(block)] if source.candidates and block.stop <= graph.fed else None
+                scales.append(_scale(mix.identity[place], images[source.sums :], own[source.sums :]))
         lanes.append(
             _leave(
                 source,
-                mix,
-                state_maps[graph.rows(block)].T,
+                mix.activated[place],
+                mix.identity[place] if source.identity and not source.products else None,
+                state_maps[graph.rows[place]].T,
                 rows[place::nodes],
                 rows[place + 1 :: nodes],
                 _of_targets(graph, place, values),
-                entering,
+                fed[..., graph.rows[place]] if block.stop <= graph.fed else None,
                 scales[-1] if source.products else None,
                 all_activated[:, block],
             )
@@ -273,17 +288,18 @@ def _of_targets(graph: Graph, place: int, values: Tensor) -> Float[Tensor, "time
     return by_step[:, nearest : nearest + source.targets]
 
 
-def _scale(mix: Mix, images: Sequence[Tensor]) -> Float[Tensor, "time batch hidden"]:
-    """What the next node multiplies s by, at all steps."""
-    scale = images[0] * mix.products[0]
-    for image, c in zip(images[1:], mix.products[1:], strict=True):
+def _scale(identity: Tensor, images: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Tensor:
+    """What the next node multiplies s by, at all steps: (time, batch, hidden)."""
+    scale = images[0] * coefficients[0]
+    for image, c in zip(images[1:], coefficients[1:], strict=True):
         scale.addcmul_(image, c)
-    return scale.add_(mix.identity) if len(mix.identity) else scale
+    return scale.add_(identity) if len(identity) else scale
 
 
 def _leave(
     source: Source,
-    mix: Mix,
+    mix: Float[Tensor, "targets candidates"],
+    identity: Float[Tensor, "targets 1"] | None,
     maps: Float[Tensor, "hidden rows"],
     owns: Sequence[Tensor],
     nexts: Sequence[Tensor],
@@ -297,7 +313,6 @@ def _leave(
     a = activated.new_empty(batch, count * hidden)
     parts = a.view(batch, count, hidden).transpose(0, 1)
     bounded_part, rectified_part = parts[: source.bounded], parts[source.bounded :]
-    identity = mix.identity if source.identity and scale is None else None
     views = zip(
         owns,
         nexts,
@@ -321,7 +336,7 @@ def _leave(
                 torch.sigmoid(bounded_part, out=bounded)
             if rectified is not None:
                 torch.clamp_min(rectified_part, 0, out=rectified)
-            received.addmm_(mix.activated, images)
+            received.addmm_(mix, images)
         if identity is not None:
             received.addmm_(identity, own.view(1, -1))
         yield
@@ -335,71 +350,81 @@ def _backward(
     graph: Graph, tensors: Sequence[Any], kept: Sequence[Tensor], gradient: Tensor, needs: _Needs
 ) -> list[Tensor | None]:
     """Gradients of all tensors, in their order."""
-    inputs, _, input_maps, _, linear_maps, state_maps, coefficients = tensors
+    inputs, _, input_maps, _, linear_maps, state_maps, coefficients, factors = tensors
     values, linear, activated, *scales = kept
     steps, batch, width = inputs.shape
     hidden, nodes = graph.hidden, graph.nodes
-    mixes, _ = graph.mixes(coefficients)
+    mix = graph.mix(coefficients)
 
     for_values = torch.zeros_like(values)
     for_values[nodes::nodes] = gradient
     need_rows = needs.inputs or needs.input_maps or needs.biases or needs.state_maps
-    for_rows = values.new_empty(steps if need_rows else 1, batch, activated.shape[1] * hidden)
+    # What the maps give, before the activation, for all candidates.
+    for_rows = values.new_empty(steps if need_rows else 1, batch, len(state_maps))
     all_for_rows = for_rows.expand(steps, -1, -1)
-    slopes = _slopes(graph, activated)
+    slopes = _slopes(graph, activated, factors)
     lanes = []
     rows = for_values.unbind()
     remaining = iter(scales)
-    for place, (source, mix) in enumerate(zip(graph.sources, mixes, strict=True)):
-        block = graph.blocks[place]
-        far = place + source.first
+    for place, source in enumerate(graph.sources):
         lanes.append(
             _return(
                 source,
-                mix,
-                state_maps[graph.rows(block)],
+                mix.activated[place],
+                mix.identity[place] if source.identity and not source.products else None,
+                state_maps[graph.rows[place]],
                 rows[place::nodes][:steps],
-                rows[far::nodes],
+                rows[place + source.first :: nodes],
                 _of_targets(graph, place, for_values),
                 next(remaining) if source.products else None,
-                slopes[:, block],
-                all_for_rows[..., graph.rows(block)],
+                slopes[:, graph.blocks[place]],
+                all_for_rows[..., graph.rows[place]],
             )
         )
     for _ in zip(*reversed(lanes), strict=True):
         pass
 
-    for_linear = _for_linear(graph, mixes, values, for_values) if needs.inputs or needs.linear_maps else None
+    found: list[Tensor | None] = [None] * len(tensors)
     flat = inputs.reshape(-1, width)
-    of_inputs = for_rows.flatten(0, 1)[:, : graph.fed * hidden]
-    for_inputs: Tensor | None = None
+    for_rows = for_rows.flatten(0, 1)
+    of_inputs = for_rows[:, : len(input_maps)]
+    for_linear: Tensor | None = None
+    for_mixed: Tensor | None = None
+    if len(linear_maps) and (needs.inputs or needs.linear_maps or needs.coefficients):
+        for_mixed = _for_mixed(graph, values, for_values, linear)
+        for_linear = (for_mixed * mix.linear[:, None]).view(len(flat), -1)
     if needs.inputs:
         for_inputs = of_inputs @ input_maps
         if for_linear is not None:
             for_inputs.addmm_(for_linear, linear_maps)
-        for_inputs = for_inputs.view(inputs.shape)
-    for_state_maps: Tensor | None = None
+        found[0] = for_inputs.view(inputs.shape)
+    if needs.state:
+        found[1] = for_values[0]
+    if needs.input_maps:
+        found[2] = _products(of_inputs, flat)
+    if needs.biases:
+        found[3] = of_inputs.sum(0)
+    if needs.linear_maps:
+        found[4] = torch.zeros_like(linear_maps) if for_linear is None else _products(for_linear, flat)
     if needs.state_maps:
         transposed = state_maps.new_empty(hidden, len(state_maps))
-        for place, block in enumerate(graph.blocks):
+        for place, own_rows in enumerate(graph.rows):
             own = _of_node(graph, place, values).reshape(-1, hidden)
-            torch.mm(own.T, for_rows.flatten(0, 1)[:, graph.rows(block)], out=transposed[:, graph.rows(block)])
-        for_state_maps = transposed.T.contiguous()
-    return [
-        for_inputs,
-        for_values[0] if needs.state else None,
-        # This way round it is faster where the inputs are few.
-        (flat.T @ of_inputs).T.contiguous() if needs.input_maps else None,
-        of_inputs.sum(0) if needs.biases else None,
-        None if for_linear is None or not needs.linear_maps else (flat.T @ for_linear).T.contiguous(),
-        for_state_maps,
-        _for_coefficients(graph, values, linear, activated, for_values) if needs.coefficients else None,
-    ]
+            torch.mm(own.T, for_rows[:, own_rows], out=transposed[:, own_rows])
+        found[5] = transposed.T.contiguous()
+    if needs.coefficients:
+        found[6] = _for_coefficients(graph, values, linear, activated, for_values, for_mixed)
+    return found
 
 
-def _slopes(graph: Graph, activated: Tensor) -> Float[Tensor, "time candidates batch hidden"]:
-    """The derivatives of all activations."""
-    slopes = torch.addcmul(activated, activated, activated, value=-1)
+def _products(gradients: Float[Tensor, "examples rows"], x: Float[Tensor, "examples inputs"]) -> Tensor:
+    """The gradient of a map: the sum over all examples. This way round it is faster for few inputs."""
+    return (x.T @ gradients).T.contiguous()
+
+
+def _slopes(graph: Graph, activated: Tensor, factors: Tensor) -> Float[Tensor, "time candidates batch hidden"]:
+    """The derivatives of all activations by a."""
+    slopes = torch.addcmul(activated, activated, activated, value=-1).mul_(factors[:, None, None])
     for source, block in zip(graph.sources, graph.blocks, strict=True):
         if source.rectified:
             rectified = slice(block.start + source.bounded, block.stop)
@@ -409,7 +434,8 @@ def _slopes(graph: Graph, activated: Tensor) -> Float[Tensor, "time candidates b
 
 def _return(
     source: Source,
-    mix: Mix,
+    mix: Float[Tensor, "targets candidates"],
+    identity: Float[Tensor, "targets 1"] | None,
     maps: Float[Tensor, "rows hidden"],
     owns: Sequence[Tensor],
     fars: Sequence[Tensor],
@@ -422,10 +448,9 @@ def _return(
     _, count, batch, hidden = slopes.shape
     received = slopes.new_empty(count, batch, hidden)
     received_flat = received.flatten(1)
-    activated_mix, alone = mix.activated.T, source.targets == 1
-    identity = mix.identity.T if source.identity and scale is None else None
-    if alone:  # then the coefficients may come in here, for all steps in one go
-        slopes.mul_(mix.activated.view(-1, 1, 1))
+    alone = source.targets == 1
+    if alone:  # then the coefficients come in here, for all steps in one go
+        slopes.mul_(mix.view(-1, 1, 1))
     views = zip(
         reversed(owns),
         reversed(fars),
@@ -443,11 +468,11 @@ def _return(
             if alone:
                 torch.mul(far, slope, out=for_parts)
             else:
-                torch.mm(activated_mix, sent, out=received_flat)
+                torch.mm(mix.T, sent, out=received_flat)
                 torch.mul(received, slope, out=for_parts)
             own.addmm_(for_a, maps)
         if identity is not None:
-            own.view(1, -1).addmm_(identity, sent)
+            own.view(1, -1).addmm_(identity.T, sent)
         yield
 
 
@@ -455,37 +480,36 @@ def _backwards(values: Tensor | None) -> Iterator[Tensor | None]:
     return itertools.repeat(None) if values is None else reversed(values.unbind())
 
 
-def _for_linear(
-    graph: Graph, mixes: Sequence[Mix], values: Tensor, for_values: Tensor
-) -> Float[Tensor, "examples linear"] | None:
-    """Gradients of S x and P x, those of all steps below each other."""
-    parts = []
-    for place, (source, mix) in enumerate(zip(graph.sources, mixes, strict=True)):
-        following = _of_node(graph, place + 1, for_values)
-        parts += [following * c for c in mix.sums]
+def _for_mixed(
+    graph: Graph, values: Tensor, for_values: Tensor, linear: Tensor
+) -> Float[Tensor, "time batch linear hidden"]:
+    """Gradients of all c (S x) and c (P x)."""
+    for_mixed = torch.empty_like(linear)
+    for place, (source, block) in enumerate(zip(graph.sources, graph.linear_blocks, strict=True)):
+        following = _of_node(graph, place + 1, for_values).unsqueeze(2)
+        products = slice(block.start + source.sums, block.stop)
+        if source.sums:
+            for_mixed[:, :, block.start : products.start] = following
         if source.products:
-            following = following * _of_node(graph, place, values)
-            parts += [following * c for c in mix.products]
-    return torch.cat(parts, dim=-1).flatten(0, 1) if parts else None
+            own = _of_node(graph, place, values).unsqueeze(2)
+            torch.mul(following, own, out=for_mixed[:, :, products])
+    return for_mixed
 
 
-def _for_coefficients(graph: Graph, values: Tensor, linear: Tensor, activated: Tensor, for_values: Tensor) -> Tensor:
+def _for_coefficients(
+    graph: Graph, values: Tensor, linear: Tensor, activated: Tensor, for_values: Tensor, for_mixed: Tensor | None
+) -> Float[Tensor, "coefficients"]:
     parts = []
     for place, source in enumerate(graph.sources):
         sent = _of_targets(graph, place, for_values)
-        own = _of_node(graph, place, values)
         if source.candidates:
             images = activated[:, graph.blocks[place]].flatten(2)
             parts.append(torch.bmm(sent, images.mT).sum(0).flatten())
         if source.identity:
+            own = _of_node(graph, place, values)
             parts.append(torch.bmm(sent, own.flatten(1).unsqueeze(2)).sum(0).flatten())
-        if source.sums + source.products:
-            following = _of_node(graph, place + 1, for_values)
-            images = linear[:, :, graph.linear_blocks[place]].unbind(2)
-            parts += [(following * image).sum().view(1) for image in images[: source.sums]]
-            if source.products:
-                following = following * own
-                parts += [(following * image).sum().view(1) for image in images[source.sums :]]
+    if for_mixed is not None:
+        parts.append((for_mixed * linear).sum((0, 1, 3)))
     by_step = for_values[1:].view(-1, graph.nodes, values[0].numel())
     return torch.cat([*parts, by_step.sum((0, 2))])
 
