@@ -6,6 +6,7 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 
 from nasbook.plots.animation import Film, animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cell_film import animate_cell_growth
+from nasbook.plots.cell_growth import cell_growth_in_words, draw_cell_growth, plot_candidate_weights
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.connection_film import animate_connections
@@ -54,12 +55,14 @@ __all__ = [
     "animate_pools",
     "animate_search",
     "browse_family_trees",
+    "cell_growth_in_words",
     "cell_in_words",
     "compare_searches",
     "cycles_in_words",
     "dag_layout",
     "describe",
     "draw_cell",
+    "draw_cell_growth",
     "draw_connections",
     "draw_family_tree",
     "draw_genotype",
@@ -77,6 +80,7 @@ __all__ = [
     "operation_styles",
     "plot_accuracy_against_size",
     "plot_architecture_weights",
+    "plot_candidate_weights",
     "plot_cycles",
     "plot_learning_curves",
     "plot_loss_by_neurons",

@@ -22,6 +22,9 @@ from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import ZERO, Genotype
 from nasbook.plots.animation import Film, pick
 from nasbook.plots.cell_growth import (
+    TRAINING,
+    TUNING,
+    VALIDATION,
     Candidate,
     StageEpoch,
     StageEvent,
@@ -30,10 +33,11 @@ from nasbook.plots.cell_growth import (
     found_loss,
     in_numbers,
     mark_of,
+    signs_in_words,
     spans_of,
     stage_losses,
 )
-from nasbook.plots.palette import FAINT, INK, LINE_COLOURS, OperationStyle, operation_copy
+from nasbook.plots.palette import FAINT, INK, OperationStyle, operation_copy
 from nasbook.plots.recurrent_cells import (
     BAR,
     LEAST_PITCH,
@@ -68,9 +72,6 @@ _AXIS = 40.0
 """Pixels for tick labels."""
 _SECONDS = 30.0
 """The whole film takes so long at most."""
-_TUNING = "#ececec"
-"""Background of the epochs in which only weights learn."""
-_VALIDATION, _TRAIN = LINE_COLOURS[0], LINE_COLOURS[1]
 _PAINT = """\
     const all = function (from, name) { return Array.from(from.querySelectorAll("." + name)); };
     const heading = all(player, "heading")[0];
@@ -421,7 +422,7 @@ class _Drawing:
             epochs = [report.epoch for report in group]
             if tuned:
                 begin, end = self.across(number, epochs[0]) - half, self.across(number, epochs[-1]) + half
-                parts.append(tag("rect", x=begin, y=top, width=end - begin, height=bottom - top, fill=_TUNING,
+                parts.append(tag("rect", x=begin, y=top, width=end - begin, height=bottom - top, fill=TUNING,
                                  class_="tuning"))  # fmt: skip
         for at, name in _ticks(self.low, self.high, self.logarithmic):
             level = bottom - 2 - (bottom - top - 4) * (at - self.low) / (self.high - self.low)
@@ -433,8 +434,8 @@ class _Drawing:
             steps += [(begin, self.level(loss)), (end, self.level(loss))]
         parts.append(tag("path", d=_polyline(steps), fill="none", stroke=INK, stroke_width="1.2", class_="stages"))
         curves = (
-            ("validation", _VALIDATION, "o", DASHES[0], [report.validation_loss for report in search.history]),
-            ("training", _TRAIN, "s", DASHES[1], [report.train_loss for report in search.history]),
+            ("validation", VALIDATION, "o", DASHES[0], [report.validation_loss for report in search.history]),
+            ("training", TRAINING, "s", DASHES[1], [report.train_loss for report in search.history]),
         )
         for _, colour, _, dashes, losses in curves:
             points = [(self.across(number, report.epoch), self.level(value))
@@ -476,13 +477,11 @@ class _Drawing:
         """What letters, signs and lines mean."""
         letters = [f"{candidate_letter(name)} {candidate_label(name)}" for name in self.order
                    if operation_copy(name)[1] == 1 and candidate_letter(name) != candidate_label(name)]  # fmt: skip
-        signs = dict.fromkeys(mark_of(event) for search in self.searches for event in search.events)
-        words = {"+": "+ a node grows", "−": "− pruned", "±": "± operations change",
-                 "■": "■ no gain: back to the stage before"}  # fmt: skip
+        signs = signs_in_words([event for search in self.searches for event in search.events])
         tuned = any(report.tuning for search in self.searches for report in search.history)
         rows = [
             [*letters, "width: softmax weight", "bold: new"],
-            [words[sign] for sign in words if sign in signs],
+            [signs] if signs else [],
             [f"{self.loss}, lower is better", "black steps: best of each stage"] + ["grey: only weights learn"] * tuned,
         ]
         top = self.height - _LEGEND + 10

@@ -60,9 +60,10 @@ PITCH, LEAST_PITCH = 55.0, 43.0
 """Pixels from a node to the next, and the least."""
 _BOX = 20.0
 """Height of the boxes of inputs and output."""
-_RAIL, _GAP, _EDGE = 34.0, 9.0, 8.0
-"""Pixels for a rail at the left, between two columns of bars, and at the border."""
-_WIDEST, _NARROWEST = 236.0, 24.0
+_RAIL, _EDGE = 34.0, 8.0
+"""Pixels for a rail at the left, and at the border."""
+_WIDEST, _NARROWEST = 236.0, 16.0
+"""Pixels of a bar at most and at least."""
 _LETTERS = {
     "sigmoid": "σ", "tanh": "t", "relu": "r", "sum": "+", "product": "×", "identity": "i", ZERO: "0",
 }  # fmt: skip
@@ -273,7 +274,7 @@ def plan_cell(cell: Wiring, width: float, *, pitch: float = PITCH, most_nodes: i
     spans = [target - source for source, target, _ in cell.edges]
     if most_nodes and not chain:
         spans.append(most_nodes - (cell.backbone == "darts"))
-    first, widest = _columns(width, max(1, *spans), _RAIL if chain or gathers else 0.0)
+    first, widest, gap = _columns(width, max(1, *spans), _RAIL if chain or gathers else 0.0)
 
     above = _EDGE + _BOX / 2
     start = above + (pitch - RADIUS if cell.backbone == "highway" else 0.0)
@@ -282,10 +283,10 @@ def plan_cell(cell: Wiring, width: float, *, pitch: float = PITCH, most_nodes: i
     rail = _EDGE + 13.0
     bars = []
     for source, target, candidates in cell.edges:
-        x = first + (target - source - 1) * (widest + _GAP)
+        x = first + (target - source - 1) * (widest + gap)
         wide = widest
         if len(candidates) == 1:  # its neighbours stand half a row higher and lower, so that a name may reach beyond
-            room = min(2 * (widest + _GAP) - 6, 2 * (width - 1 - x))
+            room = min(2 * (widest + gap) - 6, 2 * (width - 1 - x))
             wide = min(room, pixels_wide(candidate_label(candidates[0][0])) + 18)
         middle = (nodes[source][1] + nodes[target][1]) / 2
         if target - source == 1:
@@ -303,16 +304,20 @@ def plan_cell(cell: Wiring, width: float, *, pitch: float = PITCH, most_nodes: i
     return CellPlan(height, nodes, tuple(boxes), tuple(bars), tuple(rails), tuple(arrows))
 
 
-def _columns(width: float, columns: int, left: float) -> tuple[float, float]:
-    """The middle of the first column, and the width of all bars: node 0's box has to fit into the first."""
+def _columns(width: float, columns: int, left: float) -> tuple[float, float, float]:
+    """The middle of the first column, the width of all bars, and the gap between two columns.
+
+    Node 0's box has to fit into the first.
+    """
+    gap = 9.0 if columns < 4 else 5.0
     box = words_wide(BOTH) / 2 + 5
-    room = width - left - 2 * _EDGE - _GAP * (columns - 1)
+    room = width - left - 2 * _EDGE - gap * (columns - 1)
     wide = room / columns
     if wide / 2 < box:
         wide = (room - box) / (columns - 0.5)
     wide = max(_NARROWEST, min(_WIDEST, wide))
-    taken = max(wide / 2, box) + wide * (columns - 0.5) + _GAP * (columns - 1)
-    return left + max(_EDGE, (width - left - taken) / 2) + max(wide / 2, box), wide
+    taken = max(wide / 2, box) + wide * (columns - 0.5) + gap * (columns - 1)
+    return left + max(_EDGE, (width - left - taken) / 2) + max(wide / 2, box), wide, gap
 
 
 def _arc(
@@ -558,15 +563,18 @@ def _draw_cells(cells: Sequence[tuple[str, Wiring]], ax: Axes | None, operations
     for row, planned in zip(rows, plans, strict=True):
         left = (PAGE_WIDTH * PIXELS - wide * len(row)) / 2
         for number, ((title, cell), plan) in enumerate(zip(row, planned, strict=True)):
-            high = head + plan.height
-            panel = figure.add_axes(
-                ((left + number * wide) / (PAGE_WIDTH * PIXELS), 1 - (top + high) / total,
-                 wide / (PAGE_WIDTH * PIXELS), plan.height / total)
-            )  # fmt: skip
-            _prepare(panel, wide, plan.height, title)
+            panel = panel_in_pixels(figure, (left + number * wide, top + head, wide, plan.height), title)
             draw_plan(panel, cell, plan, styles, 1.0)
         top += head + max(plan.height for plan in planned)
     return figure
+
+
+def panel_in_pixels(figure: Figure, place: tuple[float, float, float, float], title: str = "") -> Axes:
+    """Axes for a cell with left, top, width and height in pixels; a pixel is their unit."""
+    (left, top, wide, high), (width, height) = place, np.array(figure.get_size_inches()) * PIXELS
+    ax = figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+    _prepare(ax, wide, high, title)
+    return ax
 
 
 def _prepare(ax: Axes, width: float, height: float, title: str) -> None:
