@@ -14,185 +14,18 @@ Parameters and state dict are those of the readable cells. They are read and sta
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.genotypes import ZERO, Space
-from nasbook.networks.fused_recurrent_function import Graph, Source, run_sequence
-from nasbook.networks.recurrent_cells import DartsCell, RecurrentCell, TwoToOneCell
-from nasbook.operations.recurrent import ActivatedMap, Gate, Product, StateIdentity, StateZero, Sum, operation_of
-
-BOUNDED = ("sigmoid", "tanh")
-"""Activations that one sigmoid computes, as tanh(a) = 2 sigmoid(2a) − 1."""
-
-
-class Place(NamedTuple):
-    """Where a candidate stands."""
-
-    source: int
-    """The node that it leaves, counted without those that are not needed."""
-    target: int
-    edge: str
-    """Key of its edge among the modules."""
-    name: str
-    coefficient: int
-    """Where its coefficient stands, row by row."""
-    kind: type[nn.Module]
-    """What it is built from."""
-
-    @property
-    def operation(self) -> str:
-        return operation_of(self.name)
-
-    @property
-    def factor(self) -> float:
-        """What its coefficient and what goes into its activation are multiplied by."""
-        return 2.0 if self.operation == "tanh" else 1.0
-
-
-class Mixing:
-    """A linear map from a cell's coefficients to all that the fused pass multiplies with, made entry by entry."""
-
-    def __init__(self, coefficients: int) -> None:
-        self.coefficients = coefficients
-        self.rows: list[list[float]] = []
-        self._matrix: Tensor | None = None
-
-    def add(self, places: Iterable[Place], factor: float | None = None) -> None:
-        """One more entry: the sum of the candidates' coefficients, times their factors or another one."""
-        row = [0.0] * self.coefficients
-        for place in places:
-            row[place.coefficient] += place.factor if factor is None else factor
-        self.rows.append(row)
-
-    def __call__(self, coefficients: Float[Tensor, "edges operations"]) -> Float[Tensor, "entries"]:
-        known = self._matrix
-        if known is None or known.dtype != coefficients.dtype or known.device != coefficients.device:
-            with torch.inference_mode(False):  # or autograd could not use it later
-                known = coefficients.new_tensor(self.rows)
-            self._matrix = known
-        return known @ coefficients.flatten()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a fused pass does, apart from its tensors."""
-
-    graph: Graph
-    activated: tuple[Place, ...]
-    """Candidates with an activation, in the order of their blocks."""
-    linear: tuple[Place, ...]
-    """The sums and products of a Two-to-One cell."""
-    others: tuple[Place, ...]
-    """Candidates that are not called: identity and zero."""
-    mixing: Mixing
-    """Gives the coefficients of :func:`run_sequence`."""
-
-    @functools.cached_property
-    def factors(self) -> list[float]:
-        """Of the candidates with an activation."""
-        return [place.factor for place in self.activated]
-
-    @functools.cached_property
-    def places(self) -> tuple[Place, ...]:
-        """All candidates."""
-        return self.activated + self.linear + self.others
-
-
-def plan_two_to_one(space: Space, hidden: int) -> Plan:
-    """The plan of a Two-to-One cell: a chain, so that every node has one target."""
-    activated: list[Place] = []
-    linear: list[Place] = []
-    mixing = Mixing(len(space.edges) * len(space.operations))
-    sources = []
-    for step, edge in enumerate(space.edges):
-        places = _leaving(space, edge, step, step + 1, Gate)
-        blocks = _in_blocks(places)
-        sums = [place for place in places if place.operation == "sum"]
-        products = [place for place in places if place.operation == "product"]
-        sources.append(
-            Source(*_counts(blocks), identity=bool(sums), sums=len(sums), products=len(products))
-        )
-        for place in blocks:
-            mixing.add([place])
-        if sums:
-            mixing.add(sums)
-        activated += blocks
-        linear += [*sums, *products]
-    for place in linear:
-        mixing.add([place])
-    _add_levels(mixing, activated, len(sources))
-    return Plan(Graph(hidden, tuple(sources), len(activated)), tuple(activated), tuple(linear), (), mixing)
-
-
-def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
-    """The plan of a DARTS cell whose last needed node is the output."""
-    order = (0, *needed)
-    activated: list[Place] = []
-    others: list[Place] = []
-    mixing = Mixing(len(space.edges) * len(space.operations))
-    sources = []
-    for source, node in enumerate(order[:-1]):
-        targets = [target for target, other in enumerate(order) if (node, other) in space.edges]
-        places = [p for target in targets for p in _leaving(space, (node, order[target]), source, target, ActivatedMap)]
-        blocks = _in_blocks(places)
-        identities = [place for place in places if place.operation == "identity"]
-        span = range(targets[0], targets[-1] + 1)
-        sources.append(Source(*_counts(blocks), targets[0] - source, len(span), identity=bool(identities)))
-        for target in span:
-            for place in blocks:
-                mixing.add([place] if place.target == target else [])
-        for target in span if identities else ():
-            mixing.add(place for place in identities if place.target == target)
-        activated += blocks
-        others += [place for place in places if place not in blocks]
-    _add_levels(mixing, activated, len(sources))
-    graph = Graph(hidden, tuple(sources), fed=sources[0].candidates)
-    return Plan(graph, tuple(activated), (), tuple(others), mixing)
-
-
-KINDS: dict[str, type[nn.Module]] = {"identity": StateIdentity, ZERO: StateZero, "sum": Sum, "product": Product}
-
-
-def _leaving(
-    space: Space, edge: tuple[int, int], source: int, target: int, activated: type[nn.Module]
-) -> list[Place]:
-    """The candidates on an edge."""
-    row = space.edges.index(edge) * len(space.operations)
-    return [
-        Place(
-            source,
-            target,
-            f"{edge[0]}-{edge[1]}",
-            name,
-            row + space.operations.index(name),
-            KINDS.get(operation_of(name), activated),
-        )
-        for name in space.candidates(*edge)
-    ]
-
-
-def _in_blocks(places: Sequence[Place]) -> list[Place]:
-    """Those with an activation: first what a sigmoid computes, then ReLU."""
-    return [p for p in places if p.operation in BOUNDED] + [p for p in places if p.operation == "relu"]
-
-
-def _counts(places: Sequence[Place]) -> tuple[int, int]:
-    """How many a sigmoid computes, and how many ReLU."""
-    bounded = sum(place.operation in BOUNDED for place in places)
-    return bounded, len(places) - bounded
-
-
-def _add_levels(mixing: Mixing, activated: Sequence[Place], nodes: int) -> None:
-    """The −1 of every tanh."""
-    for target in range(1, nodes + 1):
-        mixing.add((place for place in activated if place.target == target and place.operation == "tanh"), -1)
+from nasbook.networks.fused_recurrent_function import run_sequence
+from nasbook.networks.fused_recurrent_plans import Plan, plan_darts, plan_highway, plan_two_to_one
+from nasbook.networks.recurrent_cells import DartsCell, HighwayCell, RecurrentCell, TwoToOneCell
+from nasbook.operations.recurrent import ACTIVATIONS, ActivatedMap, Gate
 
 
 def _modules(edges: nn.ModuleDict, plan: Plan) -> list[Any] | None:
@@ -320,9 +153,66 @@ class FusedDartsCell(DartsCell):
         )
 
 
+class FusedHighwayCell(HighwayCell):
+    """A :class:`~nasbook.networks.HighwayCell` with the same parameters, computed node by node.
+
+    All that leaves a node is one matrix product, one gate and each activation once, by calls that autograd knows.
+    """
+
+    def build(self) -> None:
+        super().build()
+        self._plan = plan_highway(self.space, self.needed)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "time batch inputs"],
+        coefficients: Float[Tensor, "edges operations"],
+        state: Float[Tensor, "batch hidden"] | None = None,
+    ) -> Float[Tensor, "time batch hidden"]:
+        maps = [self.nodes[str(node)] for node in self.needed]
+        if not _fits(self, inputs, coefficients, state, (self.initial, *maps)):
+            return super().forward(inputs, coefficients, state)
+        plan, hidden = self._plan, self.hidden
+        entries = plan.mixing(coefficients).split(plan.sizes)
+        mixes = [part.view(len(names) + 1, -1, 1) for part, names in zip(entries, plan.operations, strict=True)]
+        below = torch.cat(maps).T
+        later = [below[:, 2 * hidden * place :] for place in range(len(maps))]
+        of_inputs, of_state = self.initial.split([self.inputs, hidden], dim=1)
+        h = inputs.new_zeros(inputs.shape[1], hidden) if state is None else state
+        states = []
+        for fed in F.linear(inputs, of_inputs).unbind():
+            gate, change = torch.addmm(fed, h, of_state.T).chunk(2, dim=-1)
+            values = [self.norm(h + gate.sigmoid() * (change.tanh() - h))]
+            arriving = torch.zeros((), dtype=h.dtype, device=h.device).expand(len(h), len(maps), hidden)
+            for names, mix, map_of in zip(plan.operations, mixes, later, strict=True):
+                arriving = arriving + self._sent(values[-1], names, mix, map_of)
+                values.append(self.norm(arriving[:, 0]))
+                arriving = arriving[:, 1:]
+            nodes = dict(zip((0, *self.needed), values, strict=True))
+            h = torch.stack([nodes[node] for node in self.output]).mean(0)
+            states.append(h)
+        return torch.stack(states)
+
+    def _sent(
+        self, s: Float[Tensor, "batch hidden"], names: Sequence[str], mix: Tensor, maps: Tensor
+    ) -> Float[Tensor, "batch targets hidden"]:
+        """What a node with value s sends to all later ones: w s + σ(c) (Σ w_k φ_k(a) − w s), w the sum of all w_k."""
+        gate, change = (s @ maps).view(len(s), -1, 2, self.hidden).unbind(2)
+        *own, total = mix.unbind()
+        unchanged = s.unsqueeze(1) * total
+        changed = -unchanged
+        for name, weight in zip(names, own, strict=True):
+            changed = torch.addcmul(changed, change if name == "identity" else ACTIVATIONS[name](change), weight)
+        return torch.addcmul(unchanged, gate.sigmoid(), changed)
+
+
 def _below_each_other(maps: Sequence[Tensor], like: Tensor, width: int) -> Float[Tensor, "rows width"]:
     return torch.cat(list(maps)) if maps else like.new_empty(0, width)
 
 
-FUSED_CELLS: dict[str, type[RecurrentCell]] = {"two-to-one": FusedTwoToOneCell, "darts": FusedDartsCell}
+FUSED_CELLS: dict[str, type[RecurrentCell]] = {
+    "two-to-one": FusedTwoToOneCell,
+    "darts": FusedDartsCell,
+    "highway": FusedHighwayCell,
+}
 """The fused form of each backbone that has one, by name; parameters, state and values are those of the readable one."""
