@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nasbook.errors import InvalidInput, unknown_name
 
 
-def load_genotype(name: str) -> Any:
+def load_genotype(name: str, also: Iterable[str] = ()) -> Any:
     """A genotype of image cells or of recurrent ones, whose operations there are.
+
+    Args:
+        name: of a published genotype, or the path of a file.
+        also: other names that the command takes in its place.
 
     Raises:
         InvalidInput: there is no such genotype, or a part of the file is wrong; the message says which.
@@ -19,7 +24,7 @@ def load_genotype(name: str) -> Any:
     if name in PUBLISHED:
         return PUBLISHED[name]
     if not name.endswith(".json") and not Path(name).exists():
-        raise unknown_name("genotype", name, [*PUBLISHED, "a path that ends in .json"])
+        raise unknown_name("genotype", name, [*PUBLISHED, *also, "a path that ends in .json"])
     genotype = Genotype.load(name)
     check = _check_recurrent_edge if _is_recurrent(genotype) else _check_image_edge
     for kind, cell in genotype.cells:
@@ -31,13 +36,13 @@ def load_genotype(name: str) -> Any:
     return genotype
 
 
-def load_image_genotype(name: str) -> Any:
+def load_image_genotype(name: str, also: Iterable[str] = ()) -> Any:
     """A genotype for images.
 
     Raises:
         InvalidInput: as :func:`load_genotype`, and where the cells are recurrent.
     """
-    genotype = load_genotype(name)
+    genotype = load_genotype(name, also)
     if _is_recurrent(genotype):
         raise InvalidInput(f"{name} holds recurrent cells, for series and text: nasbook train {name}.")
     return genotype

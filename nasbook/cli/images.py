@@ -70,6 +70,7 @@ def search_images(name: str, rest: list[str]) -> None:
 def train_image_network(name: str, rest: list[str]) -> None:
     """Trains the network of a genotype on images; ``rest`` are the options."""
     from nasbook.experiments import fit_config, get_scale
+    from nasbook.networks import TORCH_CELLS
 
     scale = get_scale(scale_in(rest))
     defaults = TrainOptions(
@@ -87,7 +88,7 @@ def train_image_network(name: str, rest: list[str]) -> None:
         raise Usage("Give --channels or --parameters, not both.")
     if is_folder(options.data) and not options.folder.test_share:
         raise Usage("The network is evaluated on test images: give a --test-share above 0.")
-    genotype = load_image_genotype(name)
+    genotype = load_image_genotype(name, also=TORCH_CELLS)
 
     import torch
 
@@ -135,6 +136,11 @@ def load_images_of(options: ImageRunOptions) -> Any:
     device = processes.device_of_run() or resolve_device(options.device)
     seed_everything(options.seed, threads=None)
     scale = get_scale(options.scale)
+    if (kind := sequence_kind(options.data)) is not None:
+        raise InvalidInput(
+            f"{options.data!r} is of {kind}, and this runs on images. To search for a recurrent cell on it: "
+            f"{shlex.join(['nasbook', 'search', next(iter(SEQUENCE_METHODS)), '--data', options.data])}"
+        )
     if is_folder(options.data):
         return load_image_folder(
             options.data,
@@ -142,11 +148,6 @@ def load_images_of(options: ImageRunOptions) -> Any:
             **asdict(options.folder),
             device=device,
             progress=processes.is_first() and not options.quiet,
-        )
-    if (kind := sequence_kind(options.data)) is not None:
-        raise InvalidInput(
-            f"{options.data!r} is of {kind}, and this runs on images. To search for a recurrent cell on it: "
-            f"{shlex.join(['nasbook', 'search', next(iter(SEQUENCE_METHODS)), '--data', options.data])}"
         )
     if not options.data.endswith(".npz") and options.data not in list_images():
         raise unknown_name("data set", options.data, [*list_images(), "a path that ends in .npz", "a folder of images"])
