@@ -15,6 +15,7 @@ CHAPTERS = (
     "nasbook.exercises.engine_and_transit_cells",
     "nasbook.exercises.growing_networks",
     "nasbook.exercises.prune_and_replace",
+    "nasbook.exercises.growing_recurrent_cells",
 )
 """The modules that register exercises, one a chapter."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nasbook
+from nasbook.data import load_series
 from nasbook.errors import InvalidInput
 from nasbook.exercises import grade, list_exercises
 from nasbook.exercises.engine_and_transit_cells import (
@@ -28,6 +29,17 @@ from nasbook.exercises.growing_networks import (
     WRONG_PROMISES,
     WRONG_WIDENINGS,
 )
+from nasbook.exercises.growing_recurrent_cells import (
+    STEPS,
+    WRONG_ALPHAS,
+    WRONG_EPOCHS,
+    WRONG_NODES,
+    WRONG_SHARES,
+    WRONG_SPLITS,
+    WRONG_STEP_COUNTS,
+    WRONG_STEPS,
+    WRONG_STOPS,
+)
 from nasbook.exercises.prune_and_replace import (
     EXACT,
     MORE,
@@ -42,7 +54,8 @@ from nasbook.exercises.prune_and_replace import (
 from nasbook.exercises.stretchable_cells import WRONG_PENALTIES
 from nasbook.genotypes import DARTS_V2, CellGenotype, Edge
 from nasbook.growth import function_change, insert_residual, morph, net2deeper, rewire, widen_with_zeros
-from nasbook.networks import VGG, Perceptron, channels_for
+from nasbook.methods import growing_recurrent
+from nasbook.networks import RECURRENT_BACKBONES, VGG, Perceptron, TwoToOneCell, channels_for
 from nasbook.operations import (
     CONSTRAINTS,
     MORPHISMS,
@@ -51,7 +64,18 @@ from nasbook.operations import (
     is_morphable,
     morphisms_of,
 )
-from nasbook.supernets import Pool, Relaxation, connected_cell, strongest_edges
+from nasbook.supernets import (
+    Pool,
+    RecurrentSearchNetwork,
+    Relaxation,
+    add_node,
+    candidate_weights,
+    connected_cell,
+    operator_eigenpairs,
+    operator_splitting_matrices,
+    split_candidates,
+    strongest_edges,
+)
 from nasbook.training import BatchGrowth
 
 
@@ -277,6 +301,68 @@ def narrower(parent):
     return child
 
 
+def breakeven(n_x, n_h):
+    """By the root of the quadratic equation."""
+    b = 4.5 * n_h + 5 * n_x + 3
+    return math.floor((b + math.sqrt(b**2 - 18 * n_h * (n_x + n_h))) / (3 * n_h)) + 1
+
+
+def two_to_one_step(x, h, nodes):
+    """By the package's cell."""
+    n_x, n_h = x.shape[1], h.shape[1]
+    cell = TwoToOneCell(RECURRENT_BACKBONES["two-to-one"].space(len(nodes)), n_x, n_h).to(x.dtype)
+    with torch.no_grad():
+        for edge, (_, input_weight, state_weight, bias) in zip(cell.space.edges, nodes, strict=True):
+            for place, operation in enumerate(cell.candidates(*edge).values()):
+                operation.input_weight.copy_(input_weight[place])
+                if place < 3:
+                    operation.state_weight.copy_(state_weight[place])
+                    operation.bias.copy_(bias[place])
+    return cell(x[None], torch.stack([alpha for alpha, *_ in nodes]).softmax(-1), h)[0]
+
+
+def new_alpha(noise, kept, total):
+    """A list of numbers."""
+    weights = noise.tolist()
+    if sum(weights) >= 1:
+        return None
+    weights.insert(kept, 1 - sum(weights))
+    return [math.log(weight * total) for weight in weights]
+
+
+def stages(losses, patience):
+    """By looking back from every epoch."""
+    epochs, found = [], []
+    for curve in losses:
+        waits = range(patience, len(curve))
+        ended = (n + 1 for n in waits if min(curve[: n + 1 - patience]) <= min(curve[n + 1 - patience : n + 1]))
+        epochs.append(next(ended, len(curve)))
+        found.append(min(curve[: epochs[-1]]))
+        if found.index(min(found)) < len(found) - 1:
+            break
+    return np.array(epochs), found.index(min(found)) + 1
+
+
+def most_epochs(parameters, epochs):
+    return torch.tensor(parameters).double() @ torch.tensor(epochs).double() / parameters[-2]
+
+
+def identities(before, after):
+    """By trying the output of unit vectors."""
+    shares = (np.array(before) - np.array(after[:-1])) / after[-1]
+    return shares if np.all((shares > -1e-12) & (shares < 1 + 1e-12)) else None
+
+
+def unit_split(g, a, u, step):
+    """By differentiating twice."""
+
+    def surrogate(delta):
+        return (g * (a + u @ delta).tanh()).sum()
+
+    matrix = torch.autograd.functional.hessian(surrogate, torch.zeros(u.shape[-1], dtype=u.dtype))
+    return matrix, min(0.0, float(torch.linalg.eigvalsh(matrix).min()) * step**2 / 2)
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -314,6 +400,13 @@ RIGHT = {
     "prdarts.children": next_child,
     "prdarts.batch": batch_size,
     "prdarts.narrower": (narrower, 0, 1),
+    "growing.breakeven": breakeven,
+    "growing.step": two_to_one_step,
+    "growing.alpha": (new_alpha, 8797),
+    "growing.stop": stages,
+    "growing.together": most_epochs,
+    "growing.mean": identities,
+    "growing.splitting": unit_split,
 }
 
 
@@ -422,6 +515,39 @@ def test_an_answer_that_raises_is_wrong():
         ("prdarts.narrower", (narrower, 3, 3), "expansions never rise"),
         ("prdarts.narrower", (narrower, 0, 0), "Narrow the leading one of (2, 2)"),
         ("prdarts.narrower", (narrower, ..., ...), "The numbers are missing"),
+        *(("growing.breakeven", wrong, hint) for hint, wrong in WRONG_NODES.items()),
+        ("growing.breakeven", lambda n_x, n_h: 5.62, "a whole number of nodes"),
+        ("growing.breakeven", lambda n_x, n_h: None, "a whole number of nodes"),
+        ("growing.breakeven", lambda n_x, n_h: 6, "with 6 nodes DARTS' backbone has 1305 parameters"),
+        *(("growing.step", wrong, hint) for hint, wrong in WRONG_STEPS.items()),
+        ("growing.step", lambda x, h, nodes: two_to_one_step(x, h, nodes[:1]), "Right for one node"),
+        ("growing.step", lambda x, h, nodes: h, "Not for one node either"),
+        ("growing.step", lambda x, h, nodes: x, "as large as h: (3, 4) here"),
+        *(("growing.alpha", (wrong, STEPS), hint) for hint, wrong in WRONG_ALPHAS.items()),
+        *(("growing.alpha", (new_alpha, wrong), hint) for hint, wrong in WRONG_STEP_COUNTS.items()),
+        ("growing.alpha", (lambda noise, kept, total: None, STEPS), "there is a rest"),
+        ("growing.alpha", (lambda noise, kept, total: noise.log(), STEPS), "one more than there is noise"),
+        ("growing.alpha", (lambda noise, kept, total: [0.0] * (len(noise) + 1), STEPS), "[0.2, 0.2, 0.2, 0.2, 0.2]"),
+        ("growing.alpha", (lambda *case: new_alpha(*case) or [0.0], STEPS), "noise sums to 1 or more"),
+        ("growing.alpha", (new_alpha, 1), "how fast do they approach"),
+        ("growing.alpha", (new_alpha, ...), "The number of steps is missing"),
+        ("growing.alpha", new_alpha, "Give a pair"),
+        *(("growing.stop", wrong, hint) for hint, wrong in WRONG_STOPS.items()),
+        ("growing.stop", lambda losses, patience: ([], 0), "you say [] epochs and stage 0"),
+        ("growing.stop", lambda losses, patience: 3, "Expected two things"),
+        *(("growing.together", wrong, hint) for hint, wrong in WRONG_EPOCHS.items()),
+        ("growing.together", lambda parameters, epochs: 10, "What do all stages cost together"),
+        ("growing.together", lambda parameters, epochs: None, "Expected one number"),
+        *(("growing.mean", wrong, hint) for hint, wrong in WRONG_SHARES.items()),
+        ("growing.mean", lambda before, after: None, "compare it with"),
+        ("growing.mean", lambda *case: case[0] if identities(*case) is None else identities(*case), "not possible"),
+        ("growing.mean", lambda before, after: [0.5], "one weight for each node"),
+        *(("growing.splitting", wrong, hint) for hint, wrong in WRONG_SPLITS.items()),
+        ("growing.splitting", lambda *case: (unit_split(*case)[0], -1.0), "S is right. The change is ½ε²λ_min where"),
+        ("growing.splitting", lambda *case: (-unit_split(*case)[0], -1.0), "the sign is turned"),
+        ("growing.splitting", lambda *case: (torch.eye(3), 0.0), "S = Σ over steps and examples"),
+        ("growing.splitting", lambda g, a, u, step: (g.T @ a, 0.0), "none for time or batch"),
+        ("growing.splitting", lambda *case: unit_split(*case)[0], "Expected two things"),
     ],
 )
 def test_the_hint_fits_the_mistake(name, answer, hint):
@@ -589,3 +715,105 @@ def test_what_narrower_adds_to_the_unrestricted_space():
         return len(seen)
 
     assert (count(max) - 80, count(min) - 80) == MORE
+
+
+@pytest.mark.parametrize(("n_x", "n_h", "nodes"), [(7, 7, 6), (5, 5, 7), (128, 128, 6), (1, 7, 4), (40, 3, 48)])
+def test_breakeven_is_that_of_real_cells(n_x, n_h, nodes):
+    def difference(m):
+        """Two-to-One minus DARTS; both have five α a node beside."""
+        new, old = (RECURRENT_BACKBONES[name] for name in ("two-to-one", "darts"))
+        return parameters(new.cell(new.space(m), n_x, n_h)) - parameters(old.cell(old.space(m), n_x, n_h))
+
+    assert breakeven(n_x, n_h) == nodes
+    assert difference(nodes) < 0 <= difference(nodes - 1)
+
+
+class Series:
+    """What a network asks of its data."""
+
+    task = "forecasting"
+    features = 3
+
+
+def recurrent_network(spaces):
+    return RecurrentSearchNetwork(spaces, Series(), 4, engine="readable").double()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("two-to-one", "sum"), ("darts", "identity")])
+def test_a_new_node_is_pruned_to_what_it_was_born_as(name, kept):
+    backbone, generator = RECURRENT_BACKBONES[name], torch.Generator().manual_seed(0)
+    network = recurrent_network({name: backbone.space(2)})
+    grown = add_node(network, recurrent_network, backbone.operations, delta=0.01, generator=generator)
+    assert grown.genotype()[name].into(3) == (Edge(2, 3, kept),)
+
+
+def test_new_alpha_inverts_the_weights_of_a_grown_cell():
+    backbone, generator = RECURRENT_BACKBONES["two-to-one"], torch.Generator().manual_seed(0)
+    network = recurrent_network({"two-to-one": backbone.space(1)})
+    grown = add_node(network, recurrent_network, backbone.operations, delta=0.2, generator=generator)
+    weights = torch.tensor(list(candidate_weights(grown, "two-to-one")[1, 2].values()), dtype=torch.float64)
+    alpha = torch.tensor(new_alpha(weights[[0, 1, 2, 4]], 3, 2.5), dtype=torch.float64)
+    torch.testing.assert_close(alpha.softmax(0), weights)
+    assert float(alpha.exp().sum()) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_a_mean_needs_the_shares_that_the_package_gives_it(m):
+    highway, generator = RECURRENT_BACKBONES["highway"], torch.Generator().manual_seed(0)
+    network = recurrent_network({"highway": highway.space(m)})
+    grown = add_node(network, recurrent_network, highway.operations, delta=0, sigma=0, generator=generator)
+    weights = candidate_weights(grown, "highway")
+    found = [weights[source, m + 1]["identity"] for source in range(1, m + 1)]
+    assert found == pytest.approx(identities([1 / m] * m, [1 / (m + 1)] * (m + 1)).tolist())
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(grown(x), network(x), rtol=0, atol=1e-12)
+
+
+def test_the_promise_of_a_split_is_kept_to_second_order():
+    torch.manual_seed(0)
+    kind, place, loss = "two-to-one", ("two-to-one", (0, 1), "tanh"), torch.nn.functional.mse_loss
+    network = recurrent_network({kind: RECURRENT_BACKBONES[kind].space(2)})
+    x, y = torch.randn(20, 6, 3, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
+    tanh = network.cell(kind).candidates(0, 1)["tanh"]
+    calls = []
+    handle = tanh.register_forward_hook(lambda module, inputs, output: calls.append((*inputs, output)))
+    before = loss(network(x), y)
+    handle.remove()
+    g = torch.stack(torch.autograd.grad(before, [output for *_, output in calls]))
+    u = torch.stack([torch.cat([x, h, torch.ones_like(h[:, :1])], 1).detach() for x, h, _ in calls])
+    theta = torch.cat([tanh.input_weight, tanh.state_weight, tanh.bias[:, None]], 1).detach()
+    matrices = operator_splitting_matrices(network, [(x, y)], loss)
+    pairs = operator_eigenpairs({place: matrices[place]})[place]
+    errors = []
+    for step in (0.2, 0.1):
+        promises = [unit_split(g[..., i], u @ theta[i], u, step) for i in range(4)]
+        torch.testing.assert_close(torch.stack([matrix for matrix, _ in promises]), matrices[place])
+        directions = {place: pairs.vectors * pairs.negative[:, None]}
+        halves, _ = split_candidates(network, recurrent_network, directions, step, torch.Generator())
+        promised = sum(change for _, change in promises)
+        assert promised < 0
+        errors.append(abs(float((loss(halves(x), y) - before).detach()) - promised) / -promised)
+    assert errors[1] < 0.03
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)  # what is left is of fourth order
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_stages_are_those_of_the_search(patience, monkeypatch):
+    """With losses as written here instead of measured ones."""
+    curves = [[9, 8, 8.5, 7, 7.2, 7], [7, 6, 6.5, 6.6, 5, 6], [6, 5.5, 4, 4.5, 4.6, 4.7], [5, 4, 4.5, 4.2, 4.1, 3]]
+    search_type, ended = growing_recurrent.Search, growing_recurrent.Search._after_epoch
+
+    def after_epoch(search, loss):
+        ended(search, loss if search.tuning else curves[search.stage][search._phase_epochs])
+
+    monkeypatch.setattr(search_type, "_after_epoch", after_epoch)
+    plan = growing_recurrent.Config(
+        mode="prune-at-end", stages=4, stage_epochs=6, tune_epochs=1, patience=patience, hidden=2, batch_size=8
+    )
+    data = load_series("simulated-g7").take(train=16, validation=8, test=8)
+    search = search_type(plan, data, seed=0)
+    nodes = next(iter(search.network.spaces.values())).nodes
+    trained = Counter(report.stage for report in search.epochs() if not report.tuning)
+    epochs, answer = stages(curves, patience)
+    assert [trained[stage] for stage in sorted(trained)] == epochs.tolist()
+    assert next(iter(search.network.spaces.values())).nodes == nodes + answer - 1
