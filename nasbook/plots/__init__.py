@@ -39,6 +39,8 @@ from nasbook.plots.pools import (
 )
 from nasbook.plots.recurrent_cells import draw_recurrent_cell, draw_recurrent_cells, recurrent_cell_in_words
 from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
+from nasbook.plots.sequence_results import plot_loss_over_time, plot_loss_panels, plot_parameters_by_nodes
+from nasbook.plots.series import plot_series
 
 __all__ = [
     "OKABE_ITO",
@@ -84,9 +86,13 @@ __all__ = [
     "plot_cycles",
     "plot_learning_curves",
     "plot_loss_by_neurons",
+    "plot_loss_over_time",
+    "plot_loss_panels",
     "plot_matrix",
     "plot_orders",
+    "plot_parameters_by_nodes",
     "plot_points",
+    "plot_series",
     "plot_vector_field",
     "recurrent_cell_in_words",
     "show",
