@@ -7,6 +7,7 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 from nasbook.plots.animation import Film, animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cell_film import animate_cell_growth
 from nasbook.plots.cell_growth import cell_growth_in_words, draw_cell_growth, plot_candidate_weights
+from nasbook.plots.cell_growth_explorer import explore_cell_growth
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.connection_film import animate_connections
@@ -74,6 +75,7 @@ __all__ = [
     "draw_recurrent_cells",
     "draw_search_network",
     "draw_supernet",
+    "explore_cell_growth",
     "explore_family_trees",
     "explore_search",
     "family_tree_in_words",
