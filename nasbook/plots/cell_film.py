@@ -63,7 +63,7 @@ from nasbook.plots.recurrent_cells import (
 )
 from nasbook.plots.svg import DASHES, WIDTH, decimal, marker_data, picture, tag, text
 
-_HEADING, _STATUS, _CURVE, _LEGEND = 24.0, 76.0, 204.0, 52.0
+_HEADING, _STATUS, _CURVE, _LEGEND = 24.0, 76.0, 214.0, 52.0
 """Heights in pixels: of the heading, of the words above a cell, of the curves with their titles, and of the legend."""
 _AREA = 380.0
 """The most pixels of a cell."""
@@ -248,9 +248,9 @@ class _Drawing:
             for search in searches
         ]  # fmt: skip
         self.area = max(plan.height for plans in self.plans for plan in plans)
-        self.curve_top = _HEADING + _STATUS + self.area + 26
-        self.curve_bottom = self.curve_top + _CURVE - 62
-        self.height = round(self.curve_top + _CURVE - 22 + _LEGEND)
+        self.curve_top = _HEADING + _STATUS + self.area + 36
+        self.curve_bottom = self.curve_top + _CURVE - 72
+        self.height = round(self.curve_top + _CURVE - 32 + _LEGEND)
         self.low, self.high, self.logarithmic = _limits(searches)
 
     def left(self, number: int) -> float:
@@ -447,12 +447,16 @@ class _Drawing:
                          fill_opacity=0.75, class_="veil"))  # fmt: skip
         parts.append(tag("path", d=f"M{decimal(left)} {decimal(top)}V{decimal(bottom)}H{decimal(right)}", stroke=INK,
                          fill="none"))  # fmt: skip
+        taken, raised = -math.inf, False
         for epoch in sorted({event.epoch for event in search.events}):
             border = self.across(number, epoch) + half
             signs = "".join(dict.fromkeys(mark_of(event) for event in search.after(epoch)))
+            wide = pixels_wide(signs, 11) / 2 + 1
+            raised = border - wide < taken and not raised  # a sign that would touch the one before stands higher
+            taken = border + wide
             parts.append(tag("line", x1=border, x2=border, y1=top - 3, y2=bottom, stroke=FAINT, stroke_width="1",
                              stroke_dasharray="3 2", class_="border"))  # fmt: skip
-            parts.append(text(border, top - 5, signs, font_size=11, class_="mark"))
+            parts.append(text(border, top - (15 if raised else 5), signs, font_size=11, class_="mark"))
         parts.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, stroke=INK, stroke_width="1.4", class_="now"))
         last = max(self.epochs)
         for at in MaxNLocator(6, integer=True).tick_values(1, last):
@@ -467,9 +471,9 @@ class _Drawing:
             parts.append(tag("path", d=shape, fill=colour, stroke="white", transform=spot, class_="point", **hidden))
             begin = left + place * (right - left) * 0.52
             parts.append(tag("path", d=shape, fill=colour,
-                             transform=f"translate({decimal(begin + 4)} {decimal(top - 22)})"))  # fmt: skip
-            parts.append(text(begin + 12, top - 18, name, "start", font_size=11))
-            parts.append(text(begin + 16 + pixels_wide(name, 11), top - 18, state[6 + place], "start", font_size=11,
+                             transform=f"translate({decimal(begin + 4)} {decimal(top - 32)})"))  # fmt: skip
+            parts.append(text(begin + 12, top - 28, name, "start", font_size=11))
+            parts.append(text(begin + 16 + pixels_wide(name, 11), top - 28, state[6 + place], "start", font_size=11,
                               font_weight="bold", class_="value"))  # fmt: skip
         return "\n".join(parts)
 
@@ -477,17 +481,17 @@ class _Drawing:
         """What letters, signs and lines mean."""
         letters = [f"{candidate_letter(name)} {candidate_label(name)}" for name in self.order
                    if operation_copy(name)[1] == 1 and candidate_letter(name) != candidate_label(name)]  # fmt: skip
-        signs = signs_in_words([event for search in self.searches for event in search.events])
+        signs = signs_in_words([event for search in self.searches for event in search.events]).split("   ")
         tuned = any(report.tuning for search in self.searches for report in search.history)
         rows = [
             [*letters, "width: softmax weight", "bold: new"],
-            [signs] if signs else [],
+            signs,
             [f"{self.loss}, lower is better", "black steps: best of each stage"] + ["grey: only weights learn"] * tuned,
         ]
         top = self.height - _LEGEND + 10
         return "\n".join(
             text(WIDTH / 2, top + 15.5 * number, " · ".join(row), font_size=10.2, class_="legend")
-            for number, row in enumerate(row for row in rows if row)
+            for number, row in enumerate(row for row in rows if any(row))
         )
 
 
