@@ -92,7 +92,7 @@ class OperatorRules:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("strategy", self.strategy, STRATEGIES),
-            ("choose", self.choose, CHOICES),
+            ("choice", self.choose, CHOICES),
             ("exchange", self.exchange, EXCHANGES),
         ):
             if value not in known:
@@ -287,7 +287,8 @@ def _weakest(edge: EdgeChanges) -> str:
 
 
 def _replace(edge: EdgeChanges, parent: str, share: float) -> None:
-    if len(edge.weights) > 1 and edge.weights[name := _weakest(edge)] < share and name != parent:
+    # One that has just come is as strong as the next one would be, but for rounding: it stays.
+    if len(edge.weights) > 1 and edge.weights[name := _weakest(edge)] < share * (1 - 1e-5) and name != parent:
         edge.remove("replace", name)
         edge.add("replace", parent, share)
 
