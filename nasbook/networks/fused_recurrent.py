@@ -81,7 +81,7 @@ class FusedTwoToOneCell(TwoToOneCell):
 
     def build(self) -> None:
         super().build()
-        self._plan = plan_two_to_one(self.space, self.hidden)
+        self._plan = plan_two_to_one(self.space, self.needed, self.hidden)
 
     def forward(
         self,
@@ -90,7 +90,7 @@ class FusedTwoToOneCell(TwoToOneCell):
         state: Float[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "time batch hidden"]:
         plan = self._plan
-        modules = _modules(self.edges, plan) if len(self.edges) == len(self.space.edges) else None
+        modules = _modules(self.edges, plan)
         if modules is None:
             return super().forward(inputs, coefficients, state)
         gates = modules[: len(plan.activated)]
@@ -130,7 +130,7 @@ class FusedDartsCell(DartsCell):
         state: Float[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "time batch hidden"]:
         plan = self._plan
-        modules = _modules(self.edges, plan) if len(self.output) == 1 else None
+        modules = _modules(self.edges, plan)
         if modules is None:
             return super().forward(inputs, coefficients, state)
         weights = [module.weight for module in modules[: len(plan.activated)]]

@@ -492,7 +492,7 @@ def _for_mixed(
             for_mixed[:, :, block.start : products.start] = following
         if source.products:
             own = _of_node(graph, place, values).unsqueeze(2)
-            torch.mul(following, own, out=for_mixed[:, :, products])
+            for_mixed[:, :, products] = following * own
     return for_mixed
 
 

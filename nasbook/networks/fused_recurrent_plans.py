@@ -94,14 +94,14 @@ class Plan:
         return self.activated + self.linear + self.others
 
 
-def plan_two_to_one(space: Space, hidden: int) -> Plan:
-    """The plan of a Two-to-One cell: a chain, so that every node has one target."""
+def plan_two_to_one(space: Space, needed: Sequence[int], hidden: int) -> Plan:
+    """The plan of a Two-to-One cell whose last needed node is the output: a chain, so that every node has one target."""
     activated: list[Place] = []
     linear: list[Place] = []
     mixing = Mixing(space)
     sources = []
-    for step, edge in enumerate(space.edges):
-        places = _leaving(space, edge, step, step + 1, Gate)
+    for node in needed:
+        places = _leaving(space, (node - 1, node), node - 1, node, Gate)
         blocks = _in_blocks(places)
         sums = [place for place in places if place.operation == "sum"]
         products = [place for place in places if place.operation == "product"]
