@@ -21,11 +21,13 @@ usage: nasbook COMMAND [OPTIONS]
 Differentiable and growing neural architecture search.
 
   search METHOD          search for a cell: nasbook search darts --data digits --out runs/darts
+                         or a recurrent one: nasbook search growing-recurrent --data closes.csv
   train GENOTYPE         train the network of a cell: nasbook train runs/darts/genotype.json
+                         or torch's, on sequences: nasbook train lstm --data closes.csv
   grow METHOD            train a small network and grow it: nasbook grow firefly --network vgg11 --widths 16
   segment GENOTYPE       train its cells under a DeepLabV3 head: nasbook segment DARTS_V2 --data shapes
   draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
-                         or a network that grew: nasbook draw runs/firefly/result.json --out growth.png
+                         or what grew: nasbook draw runs/firefly/result.json --out growth.png
   reproduce EXPERIMENT   measure a table or figure of the book: nasbook reproduce darts-random --seed 1
   records                show what was measured and what it says of the papers' claims
   list                   list methods, networks, data sets, operations, cells, experiments and scales

@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from nasbook.cli.genotypes import load_genotype, names_recurrent
+from nasbook.cli.genotypes import is_recurrent, load_genotype, names_recurrent
 from nasbook.cli.growth import grow
 from nasbook.cli.images import search_images, train_image_network
 from nasbook.cli.options import (
@@ -43,20 +44,20 @@ def _train(arguments: list[str]) -> None:
 
 
 def _draw(arguments: list[str]) -> None:
-    expected = "A JSON file, or a name from `nasbook list`; or the result.json of `nasbook grow`."
+    expected = (
+        "A JSON file, or a name from `nasbook list`; or the result.json of `nasbook grow` or `nasbook search "
+        "growing-recurrent`."
+    )
     name, rest = positional(arguments, "draw", "GENOTYPE", expected)
-    title = "Draw the cells of a genotype, or a network that grew."
+    title = "Draw the cells of a genotype, or how a network or a cell grew."
     options = parse(DrawOptions, DrawOptions(), "nasbook draw GENOTYPE", title, rest)
     endings = (".png", ".svg", ".pdf")
     if options.out.suffix not in endings:
         raise Usage(f"--out must end in {', '.join(endings)}; got {str(options.out)!r}.")
-    reports = _reports_of_growth(name)
-    genotype: Any = load_genotype(name) if reports is None else None
+    figure = _figure_of(name)
 
     from nasbook.files import whole_file
-    from nasbook.plots import draw_genotype, draw_growth
 
-    figure = draw_growth(reports) if genotype is None else draw_genotype(genotype)
     with whole_file(options.out) as file:
         figure.savefig(file, format=options.out.suffix[1:], dpi=200, bbox_inches="tight")
     print(options.out)
@@ -167,6 +168,46 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "records": _records,
     "list": _list,
 }
+
+
+def _figure_of(name: str) -> Any:
+    """The picture of a genotype, or of what the result.json of a growth or of a growing search tells."""
+    from nasbook.plots import draw_cell_growth, draw_genotype, draw_growth, draw_recurrent_cell
+
+    if (reports := _reports_of_growth(name)) is not None:
+        return draw_growth(reports)
+    if (told := _growing_cells(name)) is not None:
+        return draw_cell_growth(*told)
+    genotype = load_genotype(name)
+    return draw_recurrent_cell(genotype) if is_recurrent(genotype) else draw_genotype(genotype)
+
+
+def _growing_cells(name: str) -> tuple[list[Any], list[Any]] | None:
+    """Reports and events in the result.json of a search whose recurrent cells grew; None if the name is of no result.
+
+    Raises:
+        InvalidInput: the result is of another command, or incomplete.
+    """
+    from nasbook.methods import SEQUENCE_METHODS
+    from nasbook.methods.growing import CellEvent
+
+    try:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        method = content["method"]
+    except (OSError, ValueError, KeyError, TypeError):  # read as a genotype, it is said what is wrong
+        return None
+    if method not in SEQUENCE_METHODS:
+        raise InvalidInput(f"{name} is of {method!r}, with numbers only: to draw cells, give a genotype.json.")
+    needed = {"epoch", "stage", "tuning", "parameters", "train_loss", "validation_loss", "weights"}
+    try:
+        events = [CellEvent(**event) for event in content["events"]]
+        reports = [SimpleNamespace(**row) for row in content["history"]]
+        complete = all(needed <= vars(report).keys() for report in reports)
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise InvalidInput(f"{name} is not whole: expected events, and a history with {', '.join(sorted(needed))}.")
+    return reports, events
 
 
 def _reports_of_growth(name: str) -> Any:

@@ -26,7 +26,7 @@ def load_genotype(name: str, also: Iterable[str] = ()) -> Any:
     if not name.endswith(".json") and not Path(name).exists():
         raise unknown_name("genotype", name, [*PUBLISHED, *also, "a path that ends in .json"])
     genotype = Genotype.load(name)
-    check = _check_recurrent_edge if _is_recurrent(genotype) else _check_image_edge
+    check = _check_recurrent_edge if is_recurrent(genotype) else _check_image_edge
     for kind, cell in genotype.cells:
         for number, edge in enumerate(cell.edges):
             try:
@@ -43,7 +43,7 @@ def load_image_genotype(name: str, also: Iterable[str] = ()) -> Any:
         InvalidInput: as :func:`load_genotype`, and where the cells are recurrent.
     """
     genotype = load_genotype(name, also)
-    if _is_recurrent(genotype):
+    if is_recurrent(genotype):
         raise InvalidInput(f"{name} holds recurrent cells, for series and text: nasbook train {name}.")
     return genotype
 
@@ -53,12 +53,12 @@ def names_recurrent(name: str) -> bool:
     from nasbook.genotypes import PUBLISHED, Genotype
 
     try:
-        return name not in PUBLISHED and _is_recurrent(Genotype.load(name))
+        return name not in PUBLISHED and is_recurrent(Genotype.load(name))
     except InvalidInput:
         return False
 
 
-def _is_recurrent(genotype: Any) -> bool:
+def is_recurrent(genotype: Any) -> bool:
     """Image cells have two input nodes, recurrent ones the last state only."""
     return any(cell.inputs == 1 for _, cell in genotype.cells)
 

@@ -54,6 +54,8 @@ def write_found_cells(search: Any, result: Any, out: Path) -> None:
     result.genotype.save(out / "genotype.json")
     content = {**search.header(), "history": curves(search.history)}
     if isinstance(search, GrowingSearch):
+        for row, report in zip(content["history"], search.history, strict=True):
+            row["weights"] = report.weights
         content["events"] = [asdict(event) for event in search.events]
         for event in search.events:
             print(f"after epoch {event.epoch}, in stage {event.stage}: {event_in_words(event)}")
@@ -71,7 +73,7 @@ def event_in_words(event: Any) -> str:
     return f"{said}, {loss}, {event.parameters:,} parameters"
 
 
-def curves(history: Sequence[Any]) -> list[dict[str, float | None]]:
+def curves(history: Sequence[Any]) -> list[dict[str, Any]]:
     """Every number that the epochs measured; null where one did not (an epoch without evaluation has NaN)."""
     rows = ({field.name: getattr(report, field.name) for field in fields(report)} for report in history)
     return [

@@ -84,6 +84,7 @@ def search_sequences(name: str, rest: list[str]) -> None:
     if options.config.hidden != (data.features if isinstance(source, SeriesOptions) else scale.text_hidden):
         again += ["--hidden", str(options.config.hidden)]
     print(f"train it: {shlex.join(again)}")
+    print(f"draw it: {shlex.join(['nasbook', 'draw', str(options.out / 'result.json'), '--out', 'cells.png'])}")
 
 
 def train_recurrent_network(name: str, rest: list[str]) -> None:

@@ -66,6 +66,9 @@ GOOD: dict[str, Any] = {
     "train gru": ["train", "gru", "--data", "words.txt", "--window", "4", "--layers", "2", *TRAIN, "--out", "t gru"],
     "growing": [*IMAGES, "--nodes", "1", "--mode", "prune-at-end", "--out", "growing"],
     "growing resumed at its end": [*IMAGES, "--nodes", "1", "--mode", "prune-at-end", "--out", "growing", "--resume"],
+    "draw cells": ["draw", "csv/genotype.json", "--out", "cells.svg"],
+    "draw two layers": ["draw", "operators/genotype.json", "--out", "layers.svg"],
+    "draw the growth": ["draw", "csv/result.json", "--out", "growth.svg"],
     "list": ["list"],
     "bar": [*CSV[:-1], "--batch-size", "15", "--out", "bar"],
     "help": [*GROW, "--help"],
@@ -89,6 +92,7 @@ FILES = {
     "sigmod.json": cell("two-to-one", (0, 1, "tanh"), (1, 2, "sigmod")),
     "sum.json": cell("darts", (0, 1, "sum")),
     "no chain.json": cell("two-to-one", (0, 1, "tanh"), (0, 2, "tanh")),
+    "half.json": json.dumps({"method": "growing-recurrent", "history": [{"epoch": 1}], "events": []}),
     "missing.csv": "day,A,B\n2024-01-01,1,2\n2024-01-02,,3\n",
     "short.csv": "A,B\n1,2\n2,1\n",
     "few.txt": "a b\n",
@@ -156,6 +160,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "no chain": (["train", "no chain.json", "--out", "no"], "an edge from node 0 to node 2"),
     "baseline": (["train", "lstn"], "Unknown genotype 'lstn'. Did you mean 'lstm'"),
     "an operation to draw": (["draw", "sigmod.json", "--out", "no.svg"], "Unknown operation of the two-to-one backbon"),
+    "a search to draw": (["draw", "growing/result.json", "--out", "no.svg"],
+                         "is of 'growing', with numbers only: to draw cells, give a genotype.json."),
+    "half a result to draw": (["draw", "half.json", "--out", "no.svg"], "half.json is not whole: expected events, an"),
     # runs
     "a run is there": ([*CSV, "--out", "csv"], "csv holds a run already: give --resume to go on with it"),
     "no run is there": ([*CSV, "--out", "no", "--resume"], "There is no checkpoint in no to resume"),
@@ -263,12 +270,13 @@ def test_a_search_on_a_csv_file(answers, folder):
     )
     assert lines[2].startswith("after epoch 2, in stage 1: one more node, validation loss ")
     edges = ", ".join(f"{e.source}→{e.target} {e.operation}" for e in genotype["two-to-one"].edges)
-    assert lines[-4] == f"two-to-one: {edges}"
+    assert lines[-5] == f"two-to-one: {edges}"
     said = r"validation loss \d\.\d{4} of the pruned supernet after 4 epochs in 2 stages, \d+ s"
-    assert re.fullmatch(said, lines[-3])
-    assert lines[-2] == "genotype: csv/genotype.json"
+    assert re.fullmatch(said, lines[-4])
+    assert lines[-3] == "genotype: csv/genotype.json"
     # with all options at their defaults, the width is that of the series again
-    assert lines[-1] == "train it: nasbook train csv/genotype.json --scale quick --data prices.csv"
+    assert lines[-2] == "train it: nasbook train csv/genotype.json --scale quick --data prices.csv"
+    assert lines[-1] == "draw it: nasbook draw csv/result.json --out cells.png"
 
 
 def test_a_seed_decides_everything(answers, folder):
@@ -292,20 +300,20 @@ def test_what_is_read_of_a_csv_file(answers, folder):
     assert [row["nodes"] for row in result["history"]] == [1, 2, 2] or result["events"][-2]["what"] == "stop"
     assert Genotype.load(folder / "columns/genotype.json").kinds == ("darts",)
     # what the search says and what is done below are the same command
-    said = answers["columns"]["out"].splitlines()[-1].removeprefix("train it: nasbook ")
+    said = answers["columns"]["out"].splitlines()[-2].removeprefix("train it: nasbook ")
     assert shlex.split(said) == GOOD["train columns"][: -len(TRAIN) - 2]
     assert result_of(folder, "t columns")["data"] == data.checksum
     assert result_of(folder, "returns")["data"] == load_series(folder / "returns.csv", prices=False).checksum
-    assert answers["returns"]["out"].splitlines()[-1].endswith("--data returns.csv --returns")
+    assert answers["returns"]["out"].splitlines()[-2].endswith("--data returns.csv --returns")
 
 
 def test_a_search_on_a_text(answers, folder):
     data = load_text(folder / "words.txt", window=4)
     assert result_of(folder, "text")["data"] == data.checksum
     said = answers["text"]["out"].splitlines()
-    loss, perplexity = map(float, re.match(r"validation loss ([\d.]+) \(perplexity ([\d.]+)\)", said[-3]).groups())
+    loss, perplexity = map(float, re.match(r"validation loss ([\d.]+) \(perplexity ([\d.]+)\)", said[-4]).groups())
     assert perplexity == pytest.approx(math.exp(loss), rel=0.01)
-    assert said[-1] == (
+    assert said[-2] == (
         "train it: nasbook train text/genotype.json --scale quick --data words.txt --window 4 --hidden 5"
     )
     few = load_text(folder / "corpus", window=4, most_words=12)
@@ -390,6 +398,18 @@ def test_a_convolutional_cell_grows(answers, folder):
     assert "train it: nasbook train growing/genotype.json --scale quick --data digits" in said
     assert answers["growing resumed at its end"]["changed"] == []
     assert answers["growing resumed at its end"]["out"] == said
+
+
+def test_draw(answers, folder):
+    for name in ("cells", "layers", "growth"):
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+    assert "two-to-one 2" in (folder / "layers.svg").read_text()
+    assert "only weights learn" in (folder / "growth.svg").read_text()
+    weights = result_of(folder, "csv")["history"][2]["weights"]["two-to-one"]
+    assert [edge[:2] for edge in weights] == [[0, 1], [1, 2], [2, 3]]
+    assert [len(edge[2]) for edge in weights] == [1, 1, 5]
+    for _, _, names in weights:
+        assert sum(names.values()) == pytest.approx(1)
 
 
 def test_list_has_every_name(answers):
