@@ -62,8 +62,10 @@ _BOX = 20.0
 """Height of the boxes of inputs and output."""
 _RAIL, _EDGE = 34.0, 8.0
 """Pixels for a rail at the left, and at the border."""
-_WIDEST, _NARROWEST = 236.0, 16.0
+_WIDEST, _NARROWEST = 236.0, 10.0
 """Pixels of a bar at most and at least."""
+LEAST_WIDTH = 205.0
+"""Pixels for a cell at least; in a smaller place all of it is drawn smaller."""
 _LETTERS = {
     "sigmoid": "σ", "tanh": "t", "relu": "r", "sum": "+", "product": "×", "identity": "i", ZERO: "0",
 }  # fmt: skip
@@ -286,7 +288,9 @@ def plan_cell(cell: Wiring, width: float, *, pitch: float = PITCH, most_nodes: i
         x = first + (target - source - 1) * (widest + gap)
         wide = widest
         if len(candidates) == 1:  # its neighbours stand half a row higher and lower, so that a name may reach beyond
-            room = min(2 * (widest + gap) - 6, 2 * (width - 1 - x))
+            room = min(2 * (widest + gap) - 6, 2 * (width - 1 - x), 2 * x - 2)
+            if target - source > 1:  # a node may be at its left
+                room = min(room, 2 * (x - first - RADIUS - 3))
             wide = min(room, pixels_wide(candidate_label(candidates[0][0])) + 18)
         middle = (nodes[source][1] + nodes[target][1]) / 2
         if target - source == 1:
@@ -309,7 +313,7 @@ def _columns(width: float, columns: int, left: float) -> tuple[float, float, flo
 
     Node 0's box has to fit into the first.
     """
-    gap = 9.0 if columns < 4 else 5.0
+    gap = 9.0 if columns < 4 else 5.0 if columns < 6 else 3.0
     box = words_wide(BOTH) / 2 + 5
     room = width - left - 2 * _EDGE - gap * (columns - 1)
     wide = room / columns
@@ -592,8 +596,8 @@ def draw_cell_in(
     """Draws a cell into given axes; where they are too small for it, all is drawn smaller."""
     box = ax.get_position(original=True)
     wide, high = np.array(figure_of(ax).get_size_inches()) * PIXELS * (box.width, box.height)
-    plan = plan_cell(cell, min(312.0, max(150.0, float(wide))))
-    span = min(312.0, max(150.0, float(wide)))
+    span = min(312.0, max(LEAST_WIDTH, float(wide)))
+    plan = plan_cell(cell, span)
     scale = min(1.0, float(wide) / span, float(high) / plan.height)
     _prepare(ax, span, plan.height, title)
     draw_plan(ax, cell, plan, styles, scale, new)
