@@ -6,9 +6,10 @@ What is exact stands in :mod:`nasbook.experiments.growing_cells_checks`.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from nasbook.analysis import count_parameters
 from nasbook.data import SERIES, SequenceData, SeriesData, TextData, load_series, load_text
 from nasbook.errors import InvalidInput
 from nasbook.experiments.image_cells import growing_config, search_config, train_derived
-from nasbook.experiments.records import Record
+from nasbook.experiments.records import DataSource, Record
 from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.experiments.scale import GrowingScale, Scale, growing_scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, one_sided_p, trend
@@ -37,6 +38,7 @@ __all__ = [
     "PASSING",
     "RANDOM_ROWS",
     "ROWS",
+    "UNGROWN_ROWS",
     "best_so_far",
     "curves",
     "escaped",
@@ -66,6 +68,10 @@ RANDOM_ROWS = {"random DARTS": "DARTS-1", "random new": "new-1"}
 """Cells drawn at random, with as many nodes as that search has found: what the space gives without a search."""
 
 
+UNGROWN_ROWS = {"DARTS, no growth": "DARTS-1", "new, no growth": "new-1"}
+"""The cells with which those searches ended their first stage, pruned: what a search without growth gives."""
+
+
 def _scale(workplace: Workplace) -> GrowingScale:
     """The scale, with Chapter 6's numbers."""
     assert isinstance(workplace.scale, GrowingScale)  # the registry saw to it
@@ -88,11 +94,16 @@ def series_data(scale: GrowingScale, source: str | None = None) -> dict[str, Ser
         source: a CSV file of closes with the scale's columns, where they are not embedded.
 
     Raises:
-        InvalidInput: the scale's series are columns of a file, and no file is given.
+        InvalidInput: the scale's series are columns of a file, and no file is given; or they are embedded, and one is.
     """
     found = {}
     for name, which in scale.series.items():
         if which in SERIES:
+            if source is not None:
+                raise InvalidInput(
+                    f"The scale {scale.name!r} is measured on {which}, which is embedded: leave out --data, or take "
+                    f"another scale for {source}."
+                )
             found[name] = load_series(which)
         elif source is None:
             raise InvalidInput(
@@ -105,8 +116,33 @@ def series_data(scale: GrowingScale, source: str | None = None) -> dict[str, Ser
 
 
 def text_data(scale: GrowingScale, source: str | None = None) -> TextData:
-    """The text of a scale, or the same from files of the caller."""
-    return load_text(source or scale.text, window=scale.text_window, lines=scale.text_lines)
+    """The text of a scale, or the same from files of the caller.
+
+    Raises:
+        InvalidInput: the files hold another text, by their name.
+    """
+    data = load_text(source or scale.text, window=scale.text_window, lines=scale.text_lines)
+    if data.name != scale.text:
+        raise InvalidInput(
+            f"The scale {scale.name!r} is measured on {scale.text}, and {source} holds {data.name}. Give another copy "
+            f"of {scale.text}, in a folder of that name."
+        )
+    return data
+
+
+def _used(workplace: Workplace, *sets: SequenceData) -> None:
+    """Names the data in the provenance, so that no record mixes several."""
+    checksums = [data.checksum for data in sets]
+    together = checksums[0] if len(sets) == 1 else hashlib.sha256(" ".join(checksums).encode()).hexdigest()
+    names = dict.fromkeys(data.name for data in sets)
+    workplace.used = DataSource(" + ".join(names), sets[0].source, together)
+
+
+def _first_series(workplace: Workplace) -> SeriesData:
+    """The first set of series, on the device."""
+    data = next(iter(series_data(_scale(workplace), _own_source(workplace)).values()))
+    _used(workplace, data)
+    return data.to(workplace.device)
 
 
 def series_config(
@@ -156,6 +192,17 @@ def random_recurrent_cell(backbone: str, nodes: int, draws: torch.Generator) -> 
     return Genotype({kind: replace(cell, output=output) for kind, cell in random_genotype(space, draws).cells})
 
 
+DIGITS = 6
+"""Decimals of losses and weights in records."""
+
+
+def _rounded(weights: dict[str, growing.CellWeights]) -> dict[str, growing.CellWeights]:
+    return {
+        kind: [(source, target, {name: round(w, DIGITS) for name, w in own.items()}) for source, target, own in edges]
+        for kind, edges in weights.items()
+    }
+
+
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
@@ -173,14 +220,18 @@ def _searched(workplace: Workplace, config: growing_recurrent.Config, data: Sequ
             "tuning": report.tuning,
             "nodes": report.nodes,
             "parameters": report.parameters,
-            "train": report.train_loss,
-            "validation": report.validation_loss,
+            "train": round(report.train_loss, DIGITS),
+            "validation": round(report.validation_loss, DIGITS),
             "seconds": round(report.seconds, 3),
-            **({"weights": report.weights} if place in ends else {}),
+            **({"weights": _rounded(report.weights), "genotype": report.genotype.to_json()} if place in ends else {}),
         }
         for place, report in enumerate(history)
     ]
-    events = [{k: v for k, v in asdict(event).items() if k != "operations"} for event in search.events]
+    events: list[dict[str, Any]] = []
+    for event in search.events:
+        values = asdict(event)
+        changes = [[c["what"], *c["edge"], c["candidate"]] for c in values.pop("operations")]
+        events.append({**values, "changes": changes} if changes else values)
     return {"search": course, "events": events, "genotype": search.result().genotype.to_json()}
 
 
@@ -200,10 +251,10 @@ def _trained(
     best = int(np.argmin([report.validation_loss for report in run.history]))
     return {
         "parameters": count_parameters(network),
-        "train": [report.train_loss for report in run.history],
-        "validation": [report.validation_loss for report in run.history],
+        "train": [round(report.train_loss, DIGITS) for report in run.history],
+        "validation": [round(report.validation_loss, DIGITS) for report in run.history],
         "seconds": [round(report.seconds, 3) for report in run.history],
-        "test": run.history[best].test_loss,
+        "test": round(run.history[best].test_loss, DIGITS),
     }
 
 
@@ -214,12 +265,16 @@ def _trial(
     fit: SequenceFitConfig,
     name: str,
 ) -> dict[str, Any]:
-    """All searches on some data, each cell trained from scratch, and the random cells."""
+    """All searches on some data, each cell trained from scratch, and what they are to be better than."""
     found: dict[str, Any] = {}
     for row, config in configs.items():
         values = _searched(workplace, config, data, f"{name} {row}")
         trained = _from_genotype(workplace, values["genotype"], config.hidden, data, fit, f"{name} {row}")
         found[row] = {**values, **trained}
+    for row, like in UNGROWN_ROWS.items():
+        genotype = [epoch for epoch in found[like]["search"] if epoch["stage"] == 1][-1]["genotype"]
+        trained = _from_genotype(workplace, genotype, configs[like].hidden, data, fit, f"{name} {row}")
+        found[row] = {"genotype": genotype, **trained}
     for row, like in RANDOM_ROWS.items():
         nodes = Genotype.from_json(found[like]["genotype"]).cells[0][1].nodes
         draws = generator(fold_seed(workplace.seed, row, name))
@@ -256,6 +311,7 @@ def _described(data: SequenceData) -> dict[str, Any]:
         "examples": {part: data.size(part) for part in ("train", "validation", "test")},
         "constant": data.constant_loss("validation"),
         "irreducible": data.irreducible_loss("validation"),
+        "test": {"constant": data.constant_loss("test"), "irreducible": data.irreducible_loss("test")},
     }
 
 
@@ -266,7 +322,9 @@ def series(workplace: Workplace) -> dict[str, Any]:
     """One trial of Fig. 3: both backbones in both modes, LSTM and GRU on two sets of index returns."""
     scale = _scale(workplace)
     values: dict[str, Any] = {}
-    for name, data in series_data(scale, _own_source(workplace)).items():
+    sets = series_data(scale, _own_source(workplace))
+    _used(workplace, *sets.values())
+    for name, data in sets.items():
         data = data.to(workplace.device)
         fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
         configs = {row: series_config(scale, *form, data.features) for row, form in ROWS.items()}  # type: ignore[arg-type]
@@ -288,7 +346,7 @@ def curves(record: Record, place: str, row: str, which: str = "validation") -> F
     Args:
         record: of "growing-series" or "growing-language".
         place: name of a set of series, or the number of nodes that cells began with.
-        row: of :data:`ROWS`, :data:`BASELINES` or :data:`RANDOM_ROWS`.
+        row: of :data:`ROWS`, :data:`BASELINES`, :data:`UNGROWN_ROWS` or :data:`RANDOM_ROWS`.
         which: ``validation``, ``train`` or ``seconds``.
     """
     return np.array([values[which] for values in _of(record, place, row)])
@@ -299,21 +357,51 @@ def least_loss(record: Record, place: str, row: str) -> Float[np.ndarray, " tria
     return curves(record, place, row).min(axis=1)
 
 
-def _compared(pairs: list[tuple[str, Float[np.ndarray, " trials"], Float[np.ndarray, " trials"]]]) -> Verdict:
+Pair = tuple[str, Float[np.ndarray, " trials"], Float[np.ndarray, " trials"]]
+"""What is claimed, the values that are to be lower, and those that are to be higher, by trial."""
+
+
+def _difference(pair: Pair) -> str:
+    text, lower, higher = pair
+    difference = higher - lower
+    return f"{text} by {difference.mean():+.4f} (p = {one_sided_p(difference):.2g})"
+
+
+def _compared(pairs: list[Pair]) -> Verdict:
     """The verdict on several claims that one loss is below another, trial by trial.
 
-    It holds when all are significant, partly when more than half have the claimed sign.
+    It holds when all are significant: no test needs a correction for the others then. It holds partly when more than
+    half have the claimed sign, one of them significantly, and none has the other sign significantly.
     """
-    right, significant, texts = [], [], []
-    for text, lower, higher in pairs:
-        difference = higher - lower
-        p = one_sided_p(difference)
-        right.append(difference.mean() > 0)
-        significant.append(p < LEVEL)
-        texts.append(f"{text} by {difference.mean():+.4f} (p = {p:.2g})")
-    counted = f"{sum(right)} of {len(right)} have the claimed sign, {sum(significant)} significantly"
-    numbers = f"{counted}: {'; '.join(texts)}; {len(pairs[0][1])} trials"
-    return trend(sum(right) > len(right) / 2, all(significant), numbers)
+    differences = [higher - lower for _, lower, higher in pairs]
+    right = [difference.mean() > 0 for difference in differences]
+    significant = [one_sided_p(difference) < LEVEL for difference in differences]
+    against = [one_sided_p(-difference) < LEVEL for difference in differences]
+    counted = (
+        f"{sum(right)} of {len(pairs)} have the claimed sign, {sum(significant)} significantly; {sum(against)} have "
+        f"the other sign significantly"
+    )
+    numbers = f"{counted}: {'; '.join(_difference(pair) for pair in pairs)}; {len(differences[0])} trials"
+    partly = sum(right) > len(pairs) / 2 and any(significant) and not any(against)
+    return trend(partly, all(significant), numbers)
+
+
+def _beside(record: Record, place: str) -> str:
+    """What the losses at a place are to be seen against: no growth, no search, and the test part."""
+    pairs = []
+    for controls in (UNGROWN_ROWS, RANDOM_ROWS):
+        for control, row in controls.items():
+            pairs.append((f"{row} below {control}", least_loss(record, place, row), least_loss(record, place, control)))
+    old, new = RANDOM_ROWS
+    pairs.append((f"{new} below {old}", least_loss(record, place, new), least_loss(record, place, old)))
+    tests = ", ".join(
+        f"{row} {np.mean([values['test'] for values in _of(record, place, row)]):.4f}" for row in (*ROWS, "LSTM")
+    )
+    return f"{'; '.join(_difference(pair) for pair in pairs)}; test losses {tests}"
+
+
+def _with_numbers(verdict: Verdict, *more: str) -> Verdict:
+    return replace(verdict, numbers=". ".join((verdict.numbers, *more)))
 
 
 def _judge_modes(record: Record) -> Verdict:
@@ -324,7 +412,12 @@ def _judge_modes(record: Record) -> Verdict:
         if place == "G7":  # on BRICS the paper sees no significant difference
             named.append(("new-2", "LSTM"))
         pairs += [(f"{place}: {lower} below {higher}", loss[lower], loss[higher]) for lower, higher in named]
-    return _compared(pairs)
+    controls = []
+    for place in record.scale["series"]:
+        data = record.values(place)[0]["data"]
+        constant = f"the constant forecast has {data['constant']:.4f}, on the test part {data['test']['constant']:.4f}"
+        controls.append(f"Beside it, {place}: {_beside(record, place)}; {constant}")
+    return _with_numbers(_compared(pairs), *controls)
 
 
 def _paper_trials(trials: int) -> Callable[[Scale], GrowingScale]:
@@ -356,6 +449,7 @@ def language(workplace: Workplace) -> dict[str, Any]:
     """One trial of Fig. 4 to 9: both backbones in both modes from 2, 3 and 4 nodes, and the LSTM, on a text."""
     scale = _scale(workplace)
     data = text_data(scale, _own_source(workplace)).to(workplace.device)
+    _used(workplace, data)
     fit = SequenceFitConfig(
         epochs=scale.text_epochs, batch_size=scale.text_batch, learning_rate=scale.text_rates[0]
     )
@@ -378,34 +472,51 @@ def _judge_language(record: Record) -> Verdict:
             text = f"from {start} nodes: validation {one} below {two}"
             pairs.append((text, least_loss(record, start, one), least_loss(record, start, two)))
         for new, old in (("new-1", "DARTS-1"), ("new-2", "DARTS-2")):
-            last = [curves(record, start, row, "train")[:, -1] for row in (new, old)]
-            pairs.append((f"training {new} below {old}", *last))
-    return _compared(pairs)
+            lower, higher = (curves(record, start, row, "train")[:, -1] for row in (new, old))
+            pairs.append((f"from {start} nodes: training {new} below {old}", lower, higher))
+    return _with_numbers(
+        _compared(pairs), *(f"Beside it, from {start} nodes: {_beside(record, start)}" for start in _starts(record))
+    )
 
 
 def best_so_far(
-    course: list[dict[str, Any]], seconds: Float[np.ndarray, " times"]
+    course: list[dict[str, Any]],
+    spent: Float[np.ndarray, " times"],
+    unit: Literal["seconds", "parameters"] = "seconds",
 ) -> Float[np.ndarray, " times"]:
-    """The least validation loss that a search has reached by some times; that of its first epoch before it."""
-    ends = np.cumsum([epoch["seconds"] for epoch in course])
+    """The least validation loss that a search has reached when so much is spent; that of its first epoch before it.
+
+    Args:
+        course: the epochs of a search.
+        spent: seconds, or parameters × epochs (Eq. 26, 27).
+        unit: which of both. Seconds are the machine's; parameters × epochs are the same on all.
+    """
+    ends = np.cumsum([epoch[unit] for epoch in course])
     least = np.minimum.accumulate([epoch["validation"] for epoch in course])
-    return least[np.maximum(np.searchsorted(ends, seconds, side="right") - 1, 0)]
+    return least[np.maximum(np.searchsorted(ends, spent, side="right") - 1, 0)]
 
 
-def _judge_time(record: Record) -> Verdict:
+def _at_equal_cost(record: Record, unit: Literal["seconds", "parameters"]) -> Verdict:
+    """Whether pruning at each stage has the lower loss on average over what both searches of a trial have spent."""
     pairs = []
     for start in _starts(record):
         for one, two in (("DARTS-1", "DARTS-2"), ("new-1", "new-2")):
             means: list[list[float]] = [[], []]
             for first, second in zip(_of(record, start, one), _of(record, start, two), strict=True):
                 courses = (first["search"], second["search"])
-                end = min(sum(epoch["seconds"] for epoch in course) for course in courses)
-                times = np.linspace(0, end, 201)[1:]
+                end = min(sum(epoch[unit] for epoch in course) for course in courses)
+                spent = np.linspace(0, end, 201)[1:]
                 for mean, course in zip(means, courses, strict=True):
-                    mean.append(float(best_so_far(course, times).mean()))
-            text = f"from {start} nodes: {one} below {two} at equal times"
-            pairs.append((text, np.array(means[0]), np.array(means[1])))
+                    mean.append(float(best_so_far(course, spent, unit).mean()))
+            pairs.append((f"from {start} nodes: {one} below {two}", np.array(means[0]), np.array(means[1])))
     return _compared(pairs)
+
+
+def _judge_time(record: Record) -> Verdict:
+    by_clock, by_weights = (_at_equal_cost(record, unit) for unit in ("seconds", "parameters"))
+    # Both searches of a trial are the same until the first pruning: there the clock shows the machine's noise alone.
+    numbers = f"at equal times {by_clock.numbers}. At equal weights × epochs: {by_weights.status}, {by_weights.numbers}"
+    return Verdict(by_clock.status, numbers)
 
 
 register(
@@ -424,21 +535,27 @@ register(
 
 
 def cost(workplace: Workplace) -> dict[str, Any]:
-    """Both backbones grown, and trained at once with as many nodes as they grew to, until early stopping."""
+    """Both backbones grown, and each size on the way trained at once, until early stopping; all cells retrained.
+
+    A cell that is trained at once may have as many epochs as the growing one has in all its stages.
+    """
     scale = _scale(workplace)
-    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    data = _first_series(workplace)
+    fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
     values: dict[str, Any] = {"data": _described(data)}
     for backbone in ("darts", "two-to-one"):
-        plan = series_config(scale, backbone, "prune-at-end", data.features)  # type: ignore[arg-type]
+        plan = series_config(scale, backbone, "prune-at-end", data.features)
         plan = replace(plan, stages=scale.grown_nodes - scale.series_nodes + 1)
-        grown = _searched(workplace, plan, data, f"{backbone} grown")
-        largest = max(epoch["nodes"] for epoch in grown["search"])
-        at_once = replace(plan, nodes=largest, stages=1, stage_epochs=plan.stages * plan.stage_epochs)
-        values[backbone] = {
-            "largest": largest,
-            "grown": grown,
-            "fixed": _searched(workplace, at_once, data, f"{backbone} at once"),
-        }
+        plans = {"grown": plan}
+        for nodes in range(scale.series_nodes, scale.grown_nodes + 1):
+            plans[str(nodes)] = replace(plan, nodes=nodes, stages=1, stage_epochs=plan.stages * plan.stage_epochs)
+        runs = {}
+        for row, own in plans.items():
+            name = f"{backbone} {row}"
+            found = _searched(workplace, own, data, name)
+            runs[row] = {**found, **_from_genotype(workplace, found["genotype"], own.hidden, data, fit, name)}
+        grown = runs.pop("grown")
+        values[backbone] = {"largest": max(epoch["nodes"] for epoch in grown["search"]), "grown": grown, "fixed": runs}
     return values
 
 
@@ -448,25 +565,33 @@ def weight_epochs(course: list[dict[str, Any]]) -> int:
 
 
 def _judge_complexity(record: Record) -> Verdict:
+    """Growing against the largest cell that it came to, and beside it against all sizes on the way (end of §5.2)."""
     pairs, texts = [], []
     for backbone in ("darts", "two-to-one"):
         runs = record.values(backbone)
-        costs = {kind: np.array([weight_epochs(run[kind]["search"]) for run in runs]) for kind in ("grown", "fixed")}
-        times = {
-            kind: np.array([sum(epoch["seconds"] for epoch in run[kind]["search"]) for run in runs])
-            for kind in ("grown", "fixed")
+        grown = [run["grown"] for run in runs]
+        largest = [run["fixed"][str(run["largest"])] for run in runs]
+        costs = {
+            kind: np.array([weight_epochs(found["search"]) for found in many])
+            for kind, many in (("grown", grown), ("largest", largest))
         }
-        losses = {
-            kind: np.mean([min(epoch["validation"] for epoch in run[kind]["search"]) for run in runs])
-            for kind in ("grown", "fixed")
-        }
-        ratio = np.log(costs["fixed"] / costs["grown"])
+        every = np.array([
+            sum(weight_epochs(found["search"]) for nodes, found in run["fixed"].items() if int(nodes) <= run["largest"])
+            for run in runs
+        ])
+        times = [
+            sum(epoch["seconds"] for epoch in one["search"]) / sum(epoch["seconds"] for epoch in other["search"])
+            for one, other in zip(grown, largest, strict=True)
+        ]
+        ratio, share = np.log(costs["largest"] / costs["grown"]), np.exp(np.log(costs["grown"] / every).mean())
         pairs.append((ratio.mean() > 0, one_sided_p(ratio) < LEVEL))
+        losses = [np.mean([min(found["validation"]) for found in many]) for many in (grown, largest)]
         nodes = "/".join(str(run["largest"]) for run in runs)
         texts.append(
-            f"{backbone} to {nodes} nodes: weights × epochs grown over fixed {np.exp(-ratio.mean()):.2f}, seconds "
-            f"{np.mean(times['grown'] / times['fixed']):.2f}, validation loss {losses['grown']:.4f} against "
-            f"{losses['fixed']:.4f}"
+            f"{backbone} to {nodes} nodes: weights × epochs grown over the largest at once {np.exp(-ratio.mean()):.2f} "
+            f"(p = {one_sided_p(ratio):.2g}), over every size up to it {share:.2f}, seconds over the largest "
+            f"{np.mean(times):.2f}; validation loss of the cells, retrained, {losses[0]:.4f} against "
+            f"{losses[1]:.4f}"
         )
     right, significant = (all(column) for column in zip(*pairs, strict=True))
     return trend(right, significant, "; ".join(texts) + f"; {len(record.measurements)} seeds")
@@ -513,7 +638,7 @@ def operator_rules(row: str) -> OperatorRules:
 def operators(workplace: Workplace) -> dict[str, Any]:
     """The Two-to-One cell with and without each change of operations, on the first set of series; two kept an edge."""
     scale = _scale(workplace)
-    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    data = _first_series(workplace)
     fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
     values: dict[str, Any] = {"data": _described(data)}
     for row in OPERATOR_ROWS:
@@ -561,13 +686,13 @@ def escaped(genotype: str, start: int) -> tuple[int, int]:
 def noise(workplace: Workplace) -> dict[str, Any]:
     """Cells grown with several δ = σ, pruned at the end: does a new node ever become something else than a copy?"""
     scale = _scale(workplace)
-    data = next(iter(series_data(scale, _own_source(workplace)).values())).to(workplace.device)
+    data = _first_series(workplace)
     fit = SequenceFitConfig(epochs=scale.series_retrain, learning_rate=scale.series_rates[0])
     values: dict[str, Any] = {"data": _described(data)}
     for backbone in ("darts", "two-to-one"):
         values[backbone] = {}
         for delta in NOISES:
-            plan = series_config(scale, backbone, "prune-at-end", data.features)  # type: ignore[arg-type]
+            plan = series_config(scale, backbone, "prune-at-end", data.features)
             name = f"{backbone} {delta}"
             found = _searched(workplace, replace(plan, delta=delta, sigma=delta), data, name)
             trained = _from_genotype(workplace, found["genotype"], plan.hidden, data, fit, name)
@@ -590,9 +715,11 @@ register(
 
 
 def images(workplace: Workplace) -> dict[str, Any]:
-    """A convolutional cell that grows from two nodes in both modes, and DARTS with two nodes and with the most.
+    """A convolutional cell that grows from two nodes in both modes, DARTS with two nodes and with the most, and cells
+    drawn at random with as many.
 
-    DARTS searches as many epochs as growth with pruning at the end took. All cells are retrained alike.
+    DARTS searches as many epochs as growth with pruning at the end took, and what α can move in all is what the scale's
+    own number of epochs gives it. All cells are retrained alike.
     """
     scale = _scale(workplace)
     values: dict[str, Any] = {}
@@ -606,8 +733,9 @@ def images(workplace: Workplace) -> dict[str, Any]:
         epochs = len(result.history)
         values[row] = {
             "search": [
-                {"epoch": r.epoch, "stage": r.stage, "tuning": r.tuning, "nodes": r.nodes, "train": r.train_loss,
-                 "validation": r.validation_loss, "accuracy": r.validation_accuracy, "seconds": round(r.seconds, 3)}
+                {"epoch": r.epoch, "stage": r.stage, "tuning": r.tuning, "nodes": r.nodes,
+                 "train": round(r.train_loss, DIGITS), "validation": round(r.validation_loss, DIGITS),
+                 "accuracy": r.validation_accuracy, "seconds": round(r.seconds, 3)}
                 for r in search.history
             ],
             "events": [{k: v for k, v in asdict(event).items() if k != "operations"} for event in search.events],
@@ -615,14 +743,23 @@ def images(workplace: Workplace) -> dict[str, Any]:
             **train_derived(workplace, result.genotype, f"train {row}"),
         }
     for nodes in (2, 1 + scale.image_stages):
-        equal = replace(search_config(scale, epochs), order="first-order")
-        plain: GradientSearch = darts.Search(equal, workplace.data, replace(scale.space, nodes=nodes), workplace.seed)
+        space = replace(scale.space, nodes=nodes)
+        equal = replace(
+            search_config(scale, epochs),
+            order="first-order",
+            architecture_learning_rate=scale.architecture_learning_rate * scale.search_epochs / epochs,
+        )
+        plain: GradientSearch = darts.Search(equal, workplace.data, space, workplace.seed)
         workplace.drive(plain, f"search DARTS {nodes}")
-        genotype = plain.result().genotype
         values[f"DARTS, {nodes} nodes"] = {
             "seconds": round(plain.result().seconds, 1),
             "nodes": nodes,
-            **train_derived(workplace, genotype, f"train DARTS {nodes}"),
+            **train_derived(workplace, plain.result().genotype, f"train DARTS {nodes}"),
+        }
+        drawn = random_genotype(space, generator(fold_seed(workplace.seed, "random cell", str(nodes))))
+        values[f"random, {nodes} nodes"] = {
+            "nodes": nodes,
+            **train_derived(workplace, drawn, f"train random {nodes}"),
         }
     return values
 

@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import nasbook
-from nasbook.data import ImageData
 from nasbook.errors import InvalidInput
 from nasbook.experiments.scale import Scale
 from nasbook.files import whole_file
@@ -56,6 +55,34 @@ class Provenance:
     """Where the data came from: ``scikit-learn``, ``torchvision`` or ``npz:FILE``."""
     data_checksum: str
     """SHA-256 of the images and labels, whichever way they came."""
+
+
+class Named(Protocol):
+    """What a measurement's provenance says of its data: images, or :class:`DataSource`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of its values."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Data that are no images, or several sets in one."""
+
+    name: str
+    """Name of the data set."""
+    source: str
+    """Where it came from."""
+    checksum: str
+    """SHA-256 of its values."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +121,7 @@ class Record:
 def measure(
     run: Callable[[], dict[str, Any]],
     seed: int,
-    used_data: Callable[[], ImageData | None],
+    used_data: Callable[[], Named | None],
     device: torch.device | str,
 ) -> Measurement:
     """Calls an experiment for one seed and notes how it was done; ``used_data`` is asked afterwards."""

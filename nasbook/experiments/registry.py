@@ -13,7 +13,7 @@ import torch
 
 from nasbook.data import ImageData, load_images
 from nasbook.errors import InvalidInput, unknown_name
-from nasbook.experiments.records import Measurement, Record, earlier_record, measure, save_measurement
+from nasbook.experiments.records import DataSource, Measurement, Record, earlier_record, measure, save_measurement
 from nasbook.experiments.scale import Scale, get_scale
 from nasbook.experiments.verdicts import Verdict
 from nasbook.training import Resumable, drive
@@ -37,6 +37,8 @@ class Workplace:
     """Whether to draw progress bars."""
     loaded: ImageData | None = None
     """The images, once an experiment has asked for them."""
+    used: DataSource | None = None
+    """What an experiment has read that is no image; its provenance says so."""
 
     @property
     def data(self) -> ImageData:
@@ -148,7 +150,7 @@ def reproduce(
     if scale.name == "quick":
         torch.set_num_threads(1)  # results depend on how many threads share a sum
     workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
-    measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.loaded, device)
+    measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.used or workplace.loaded, device)
     if folder is not None and checkpoints is not None:
         save_measurement(name, scale, measurement, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)  # the record has what they led to

@@ -513,7 +513,11 @@ class GrowingScale(Scale):
     """The numbers of Chapter 6, whose recurrent cells grow while they are searched."""
 
     series: dict[str, str]
-    """Series by the names of figures: embedded ones, or columns of the file that is given as data, joined by commas."""
+    """Series by the names of figures: embedded ones, or columns of the file that is given as data, joined by commas.
+
+    The paper does not name its indices. The file that we know of has those of five of the G7 (not Canada's and
+    Italy's); its other five, under "BRICS", are China's, India's, Hong Kong's, Taiwan's and Russia's (not Brazil's and
+    South Africa's). So n_h is 5 in both, where the paper has 7 in the first."""
     series_epochs: int
     """Most epochs of a stage, and of tuning, on series."""
     series_patience: int
@@ -527,7 +531,7 @@ class GrowingScale(Scale):
     series_retrain: int
     """Epochs of training what was found from scratch, on series."""
     text: str
-    """Name of the text."""
+    """Name of the text. The paper has WikiText-2, too."""
     text_lines: tuple[int, int, int] | None
     """Lines of train, validation and test from the training file, in this order (§4.2); None for the official parts."""
     text_hidden: int
@@ -535,7 +539,7 @@ class GrowingScale(Scale):
     text_window: int
     """Words in an example."""
     text_batch: int
-    """Examples a step."""
+    """Examples a step. In the paper 50, as on series ("the optimization process is the same", §4.2)."""
     text_epochs: int
     """Most epochs of a stage, and of tuning, on text; also those of training from scratch."""
     text_stages: int
@@ -607,7 +611,7 @@ _GROWING_NUMBERS: dict[str, dict[str, Any]] = {
         "text_lines": (4000, 500, 500),
         "text_hidden": 128,
         "text_window": 35,
-        "text_batch": 30,
+        "text_batch": 50,
         "text_epochs": 10,
         "text_stages": 4,
         "text_rates": (1e-3, 3e-4),
@@ -628,7 +632,7 @@ _GROWING_NUMBERS: dict[str, dict[str, Any]] = {
         "text_lines": (4000, 500, 500),
         "text_hidden": 128,
         "text_window": 35,
-        "text_batch": 30,
+        "text_batch": 50,
         "text_epochs": 10,
         "text_stages": 6,
         "text_rates": (1e-3, 3e-4),
