@@ -232,7 +232,7 @@ def _pair(
 
 
 def median_of_best(
-    trials: Sequence[tuple[Float[np.ndarray, " epochs"], Float[np.ndarray, " epochs"]]],
+    trials: Sequence[tuple[Float[np.ndarray, " _epochs"], Float[np.ndarray, " _epochs"]]],
 ) -> tuple[Float[np.ndarray, " times"], Float[np.ndarray, " times"]]:
     """At every time when a trial ends an epoch, the median over trials of their best loss so far.
 
