@@ -22,7 +22,10 @@ What the paper leaves open, and what we do:
   with the least sum. ``least-sum``: the one with the least sum of those λ_min that are below 0, half of which, times
   ε², is what its split is to bring. ``all-negative``: every candidate of which all units have λ_min < 0. All nodes of
   all layers split at once: what they bring adds up to second order.
-* Copies in an edge are split as others are. On a full edge nothing is.
+* Copies on an edge are split as others are. On a full edge nothing is.
+
+On trained cells all units of all candidates have λ_min < 0 as a rule: φ'' times ∂L/∂o takes both signs. Then the number
+of negative eigenvalues decides nothing, and ``most-negative`` is ``least-sum``.
 """
 
 from __future__ import annotations
