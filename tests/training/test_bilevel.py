@@ -969,6 +969,86 @@ def test_kept_statistics():
     assert [norm.track_running_stats for norm in norms] == [True, True, False, True]
 
 
+# ---------------------------------------------------------------------------------------------- beside Adam
+
+
+def beside_adam(update: type[UnrolledUpdate], network: nn.Module, steps: int, **options: float) -> UnrolledUpdate:
+    """An update whose weights Adam trains; ``steps`` steps give it moments first."""
+    optimizer = torch.optim.Adam(network.weights(), RATE, weight_decay=DECAY)
+    built = update(network, optimizer, adam(network), **options)
+    for step in range(steps):
+        built.weight_step(batch(step + 20))
+    assert len(optimizer.state) == (len(list(network.weights())) if steps else 0)
+    return built
+
+
+@pytest.mark.parametrize(("name", "steps", "xi"), [("smooth", 0, 0.4), ("smooth", 2, None), ("kinked", 2, 0.4)])
+def test_beside_adam_the_unrolled_step_is_the_plain_gradients(name, steps, xi):
+    """w − ξ(∇_w L_train(w, α) + decay·w), whatever Adam's moments are; ξ is Adam's rate where nothing is said."""
+    built = beside_adam(SecondOrder, NETWORKS[name](), steps, xi=xi)
+    step = RATE if xi is None else xi
+    assert built.current_xi == step
+    gradient = built.architecture_gradient(batch(3), batch(4)).gradients
+    assert relative_error(gradient, unrolled_gradient(built, batch(3), batch(4), step)) < 1e-10
+    without = beside_adam(FirstOrder, NETWORKS[name](), steps)
+    assert relative_error(gradient, without.architecture_gradient(batch(3), batch(4)).gradients) > 1e-3
+
+
+def test_beside_adam_the_difference_tends_to_the_exact_product():
+    errors = []
+    for r in (1e-2, 1e-3, 1e-4):
+        built = beside_adam(FiniteDifference, smooth_network(), 2, r=r, xi=0.4)
+        gradient = built.architecture_gradient(batch(3), batch(4)).gradients
+        errors.append(relative_error(gradient, unrolled_gradient(built, batch(3), batch(4), 0.4)))
+    assert errors[2] < 1e-6
+    assert 50 < errors[0] / errors[1] < 200 and 50 < errors[1] / errors[2] < 200
+
+
+def test_beside_adam_the_gradient_is_the_slope_after_a_plain_step():
+    """Without autograd through the step: torch.optim.SGD without momentum makes it."""
+    built = beside_adam(SecondOrder, smooth_network(), 2)
+    draws = torch.Generator().manual_seed(0)
+    direction = [torch.randn(p.shape, generator=draws, dtype=p.dtype) for p in built.network.architecture()]
+
+    def after_a_step(h: float) -> float:
+        network = copy.deepcopy(built.network)
+        with torch.no_grad():
+            for parameter, d in zip(network.architecture(), direction, strict=True):
+                parameter += h * d
+        F.cross_entropy(network(batch(3)[0]), batch(3)[1]).backward(inputs=list(network.weights()))
+        sgd(network, momentum=0.0).step()
+        with torch.no_grad():
+            return float(F.cross_entropy(network(batch(4)[0]), batch(4)[1]))
+
+    wide, narrow = ((after_a_step(h) - after_a_step(-h)) / (2 * h) for h in (2e-3, 1e-3))
+    gradient = built.architecture_gradient(batch(3), batch(4)).gradients
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+    assert slope == pytest.approx((4 * narrow - wide) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("update", [SecondOrder, FiniteDifference])
+def test_beside_adam_the_weights_take_adams_own_step(update):
+    """Unrolling changes neither the weights nor Adam's moments, which see the training batch's gradient alone."""
+    built = beside_adam(update, smooth_network(), 1)
+    reference = copy.deepcopy(built.network)
+    optimizer = torch.optim.Adam(reference.weights(), RATE, weight_decay=DECAY)
+    optimizer.load_state_dict(copy.deepcopy(built.weight_optimizer.state_dict()))
+    before = copy.deepcopy((built.network.state_dict(), built.weight_optimizer.state_dict()))
+    built.architecture_gradient(batch(3), batch(4))
+    after = built.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before[0].items())
+    assert _equal(built.weight_optimizer.state_dict(), before[1])
+    built.step(batch(3), batch(4))
+    with torch.no_grad():
+        for own, moved in zip(reference.architecture(), built.network.architecture(), strict=True):
+            own.copy_(moved)  # α moves first
+    F.cross_entropy(reference(batch(3)[0]), batch(3)[1]).backward(inputs=list(reference.weights()))
+    nn.utils.clip_grad_norm_(reference.weights(), 5.0)
+    optimizer.step()
+    for ours, theirs in zip(built.network.weights(), reference.weights(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 # ---------------------------------------------------------------------------------------------- wrong input
 
 
@@ -1011,8 +1091,15 @@ def test_an_architecture_optimizer_of_other_parameters_is_refused():
 @pytest.mark.parametrize("update", [SecondOrder, FiniteDifference])
 def test_an_unrolled_step_is_plain_sgd(update):
     network = smooth_network()
-    with pytest.raises(InvalidInput, match=r"^An unrolled step repeats torch\.optim\.SGD's; weight_opt.* is Adam\.$"):
-        update(network, torch.optim.Adam(network.weights()), adam(network))
+    for kind in (torch.optim.RMSprop, torch.optim.Adagrad):
+        with pytest.raises(
+            InvalidInput,
+            match=rf"^An unrolled step repeats torch\.optim\.SGD's, or is the plain gradient's beside "
+            rf"torch\.optim\.Adam; weight_optimizer is {kind.__name__}\.$",
+        ):
+            update(network, kind(network.weights()), adam(network))
+    with pytest.raises(InvalidInput, match=r"^An unrolled step knows .*, but not maximize; leave it out\.$"):
+        update(network, torch.optim.Adam(network.weights(), maximize=True), adam(network))
     for option, value in (("nesterov", True), ("dampening", 0.1), ("maximize", True)):
         options = {"dampening": 0.0, option: value}
         with pytest.raises(InvalidInput, match=rf"^An unrolled step knows .*, but not {option}; leave it out\.$"):
