@@ -220,7 +220,8 @@ class ReproduceOptions:
     seed: int = 0
     """Seed of everything random; a trend needs at least three."""
     data: str = ""
-    """Another source of the scale's data set, such as an .npz file; empty for the scale's own."""
+    """Another source of the scale's data set: an .npz file, or closes in a .csv file where an experiment is on series;
+    empty for the scale's own."""
     device: str = "auto"
     """cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one."""
     out: Path = Path("runs/records")
