@@ -6,7 +6,12 @@ Every function returns a matplotlib figure (or an animation) and touches no glob
 
 from nasbook.plots.animation import Film, animate_search, compare_searches, draw_supernet, show_animation
 from nasbook.plots.cell_film import animate_cell_growth
-from nasbook.plots.cell_growth import cell_growth_in_words, draw_cell_growth, plot_candidate_weights
+from nasbook.plots.cell_growth import (
+    cell_growth_in_words,
+    draw_cell_growth,
+    plot_candidate_weights,
+    recorded_search,
+)
 from nasbook.plots.cell_growth_explorer import explore_cell_growth
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
@@ -96,6 +101,7 @@ __all__ = [
     "plot_points",
     "plot_series",
     "plot_vector_field",
+    "recorded_search",
     "recurrent_cell_in_words",
     "show",
     "show_animation",

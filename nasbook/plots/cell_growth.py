@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.genotypes import Genotype
 from nasbook.plots.animation import pick
 from nasbook.plots.palette import FAINT, INK, LINE_COLOURS, PAGE_WIDTH, OperationStyle, styled
 from nasbook.plots.recurrent_cells import (
@@ -213,6 +214,79 @@ def found_loss(history: Sequence[StageEpoch], events: Sequence[StageEvent]) -> f
     if events and events[-1].what == "stop":
         return events[-1].loss_after
     return stage_losses(history, events)[-1][2]
+
+
+# --- a search that a record has ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordedEpoch:
+    """A :class:`StageEpoch` that was read from a record."""
+
+    epoch: int
+    stage: int
+    tuning: bool
+    parameters: int
+    train_loss: float
+    validation_loss: float
+    weights: Mapping[str, EdgeWeights]
+
+
+@dataclass(frozen=True)
+class RecordedEvent:
+    """A :class:`StageEvent` that was read from a record."""
+
+    epoch: int
+    stage: int
+    what: str
+    loss_before: float
+    loss_after: float
+    operations: tuple[Any, ...] = ()
+
+
+def recorded_search(
+    values: Mapping[str, Any],
+) -> tuple[tuple[RecordedEpoch, ...], tuple[RecordedEvent, ...], Genotype]:
+    """The reports, the events and the answer of a search in a record of "growing-series" or "growing-language".
+
+    Records have the weights of a phase's first and last epochs. The epochs between get those of the nearer one.
+
+    Args:
+        values: of one trial of one row: ``record.measurements[i].values[place][row]``.
+
+    Raises:
+        InvalidInput: the row has no search, or a phase has no weights.
+    """
+    for name in ("search", "events", "genotype"):
+        if not values.get(name) and not (name == "events" and name in values):
+            raise InvalidInput(f"values: expected a row with a search, this one has no {name!r}.")
+    course: Sequence[Mapping[str, Any]] = values["search"]
+
+    def weights(epoch: Mapping[str, Any]) -> Mapping[str, EdgeWeights]:
+        phase = (epoch["stage"], epoch["tuning"])
+        known = [other for other in course if "weights" in other and (other["stage"], other["tuning"]) == phase]
+        if not known:
+            raise InvalidInput(f"values: epoch {epoch['epoch']} and its phase have no weights, so there is no cell.")
+        nearest: Mapping[str, Any] = min(known, key=lambda other: abs(other["epoch"] - epoch["epoch"]))
+        return {
+            kind: [(source, target, dict(names)) for source, target, names in edges]
+            for kind, edges in nearest["weights"].items()
+        }
+
+    history = tuple(
+        RecordedEpoch(epoch["epoch"], epoch["stage"], epoch["tuning"], epoch["parameters"], epoch["train"],
+                      epoch["validation"], weights(epoch))
+        for epoch in course
+    )  # fmt: skip
+    events = tuple(
+        RecordedEvent(*(event[name] for name in ("epoch", "stage", "what", "loss_before", "loss_after")),
+                      tuple(event.get("changes", ())))
+        for event in values["events"]
+    )  # fmt: skip
+    return history, events, Genotype.from_json(values["genotype"])
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 def cell_growth_in_words(

@@ -36,14 +36,20 @@ class _Look:
 
 
 def _looks(panels: Mapping[str, Mapping[str, Any]], dashed: Sequence[str]) -> dict[str, _Look]:
-    """One look a row, the same in all panels; baselines take the last colours."""
+    """One look a row, the same in all panels.
+
+    Baselines take the colours from the last on, so that they look the same in figures with more rows and with fewer.
+    Beyond seven rows colours repeat, with dotted lines.
+    """
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
-    names.sort(key=lambda name: name in dashed)  # stable
-    return {
-        name: _Look(LINE_COLOURS[number % len(LINE_COLOURS)], MARKERS[number % len(MARKERS)],
-                    _DASHED if name in dashed else "-")
-        for number, name in enumerate(names)
-    }  # fmt: skip
+    found, count = {}, {True: 0, False: 0}
+    for name in sorted(names, key=lambda name: name in dashed):  # stable
+        behind = name in dashed
+        number, colours = count[behind], LINE_COLOURS[::-1] if behind else LINE_COLOURS
+        dashes = _DASHED if behind else ("-", (0, (1, 1.2)))[min(1, number // len(colours))]
+        found[name] = _Look(colours[number % len(colours)], MARKERS[len(found) % len(MARKERS)], dashes)
+        count[behind] += 1
+    return found
 
 
 def _grid(panels: Mapping[str, Any], columns: int, height: float, what: str) -> tuple[Figure, list[Axes]]:

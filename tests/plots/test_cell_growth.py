@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from growing_searches import OPERATIONS, Event, Report, cell, pruned, search
 from matplotlib.figure import Figure
 
 from nasbook.errors import InvalidInput
+from nasbook.genotypes import Genotype
 from nasbook.plots import (
     Film,
     animate_cell_growth,
     cell_growth_in_words,
     draw_cell_growth,
     plot_candidate_weights,
+    recorded_search,
     show_animation,
 )
 from nasbook.plots.cell_growth import event_in_words, found_loss, spans_of, stage_losses
@@ -77,6 +79,46 @@ def test_by_which_loss_a_stage_is_judged() -> None:
     assert stage_losses(history[:2], []) == [(1, 2, 1.2)]  # under way
     last = [END[1][0], replace(END[1][2], epoch=6, loss_before=0.9)]  # no stop: pruned after the last stage
     assert stage_losses(END[0], last) == [(1, 3, 1.0), (4, 6, 0.9), (7, 8, 1.05)]
+
+
+def record_of(history: list[Report], events: list[Event], found: Genotype) -> dict[str, Any]:
+    """As :mod:`nasbook.experiments.growing_cells` writes it: weights of the first and the last epoch of a phase."""
+    phases = [(report.stage, report.tuning) for report in history]
+    course = [
+        {"epoch": report.epoch, "stage": report.stage, "tuning": report.tuning, "nodes": 2,
+         "parameters": report.parameters, "train": report.train_loss, "validation": report.validation_loss,
+         "seconds": 0.5,
+         **({"weights": report.weights} if phase not in phases[:n] or phase not in phases[n + 1:] else {})}
+        for n, (report, phase) in enumerate(zip(history, phases, strict=True))
+    ]  # fmt: skip
+    rows = [{k: v for k, v in asdict(event).items() if k != "operations"} for event in events]
+    written: dict[str, Any] = json.loads(
+        json.dumps({"search": course, "events": rows, "genotype": found.to_json(), "test": 1.0})
+    )
+    return written
+
+
+def test_a_search_that_a_record_has() -> None:
+    record = record_of(*END)
+    history, events, found = recorded_search(record)
+    assert found == END[2] and [asdict(event) for event in events] == [asdict(event) for event in END[1]]
+    for report, original in zip(history, END[0], strict=True):
+        middle = report.epoch in (2, 5)  # get those of the epoch before, which is as near as the one after
+        there = END[0][report.epoch - 2] if middle else original
+        cells = [wiring(one.weights["darts"], "darts") for one in (report, there)]
+        assert cells[0] == cells[1]
+        assert (report.parameters, report.validation_loss) == (original.parameters, original.validation_loss)
+    assert cell_growth_in_words(history, events) == cell_growth_in_words(*END[:2])
+    film = animate_cell_growth({"a": history}, {"a": events}, found={"a": found})
+    assert film.frames == 9
+    grown = {**record["events"][0], "what": "operations", "changes": [["grow", 0, 1, "tanh-2"]]}
+    changed = {**record, "events": [grown]}
+    assert event_in_words(recorded_search(changed)[1][0]).startswith("1 operation changes")
+    with pytest.raises(InvalidInput, match="this one has no 'search'"):
+        recorded_search({"train": [1.0], "genotype": found.to_json()})
+    bare = [{k: v for k, v in epoch.items() if k != "weights"} for epoch in record["search"]]
+    with pytest.raises(InvalidInput, match="epoch 1 and its phase have no weights"):
+        recorded_search({**record, "search": bare})
 
 
 def test_events_in_words() -> None:

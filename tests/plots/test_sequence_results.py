@@ -77,6 +77,17 @@ def test_rows_look_the_same_in_all_panels() -> None:
     assert figure.get_supxlabel() == "mean ± standard error over 1 to 2 trials; lower is better"
 
 
+def test_many_rows_and_baselines_keep_their_looks() -> None:
+    many = [f"row {n}" for n in range(9)]
+    few, all_rows = (
+        lines(plot_loss_panels({"": {name: [[2.0, 1.0]] for name in (*names, "LSTM", "GRU")}}, ylabel="loss"))
+        for names in (many[:2], many)
+    )
+    assert all(few[f"row-{name}"].get_color() == all_rows[f"row-{name}"].get_color() for name in ("LSTM", "GRU"))
+    looks = {(line.get_color(), line.get_linestyle()) for line in all_rows.values()}
+    assert len(looks) == 11
+
+
 def test_losses_that_are_not_finite_do_not_count() -> None:
     figure = plot_loss_panels({"": {"a": [[3.0, np.nan, 1.0], [5.0, 2.0, np.inf]], "b": [[np.nan, 1.0, np.nan]] * 2}},
                               ylabel="loss", columns=1)  # fmt: skip
