@@ -79,11 +79,12 @@ _PAINT = """\
       return { lines: all(search, "line"), now: all(search, "now")[0], veil: all(search, "veil")[0],
                points: all(search, "point"), values: all(search, "value"),
                spans: all(search, "span").map(function (span) {
-        return { span: span, strikes: all(span, "strike"), bars: all(span, "bar").map(function (bar) {
-          return { wires: all(bar, "wire"), parts: all(bar, "part").map(function (part) {
+        const wires = all(span, "wires").map(function (lines) { return all(lines, "wire"); });
+        return { span: span, strikes: all(span, "strike"), wires: wires, bars: all(span, "bar").map(function (bar) {
+          return all(bar, "part").map(function (part) {
             return { box: all(part, "box")[0], name: all(part, "name")[0], words: all(part, "words")[0],
                      strike: all(part, "strike")[0] };
-          }) };
+          });
         }) };
       }) };
     });
@@ -106,7 +107,7 @@ _PAINT = """\
           span.bars.forEach(function (bar, edge) {
             const there = data.bars[place][edge], weights = data.weights[state[1]][edge];
             let x = there[0], kept = 0;
-            bar.parts.forEach(function (part, at) {
+            bar.forEach(function (part, at) {
               const look = film.looks[there[2][at]], width = there[1] * weights[at] / 1000;
               set(part.box, { x: x, width: width, fill: part.strike && state[2] ? "#ffffff" : look[5] });
               part.name.textContent = look[1] + 6 <= width ? look[0] : look[3] + 2 <= width ? look[2] : "";
@@ -116,7 +117,7 @@ _PAINT = """\
               if (!look[4]) kept += weights[at] / 1000;
               x += width;
             });
-            bar.wires.forEach(function (wire) { set(wire, { "stroke-width": 0.5 + 1.2 * kept }); });
+            span.wires[edge].forEach(function (wire) { set(wire, { "stroke-width": 0.5 + 1.2 * kept }); });
           });
         });
         const x = state[3];
@@ -379,15 +380,18 @@ class _Drawing:
         needed = span.cell.needed
         parts = [_path(line, WIRE, 1.1) for line in plan.rails]
         parts += [_arrow(arrow, WIRE, 1.1) for arrow in plan.arrows]
+        bars = []  # above all lines
         for place, ((source, target, names), bar) in enumerate(zip(span.cell.edges, plan.bars, strict=True)):
             values = [value / 1000 for value in weights[place]] if weights else [weight for _, weight in names]
             pairs = [(name, value) for (name, _), value in zip(names, values, strict=True)]
+            faded = {} if target in needed else {"opacity": "0.4"}
             colour, thick = wire_look(pairs, self.styles)
-            inside = [_path(bar.entry, colour, thick, "wire"), _arrow(bar.exit, colour, thick, "wire")]
+            lines = [_path(bar.entry, colour, thick, "wire"), _arrow(bar.exit, colour, thick, "wire")]
             if bar.feed is not None:
-                inside.append(_arrow(bar.feed, WIRE, 1.1))
-            inside.append(tag("rect", x=bar.x - 2, y=bar.y - BAR / 2 - 1, width=bar.width + 4, height=BAR + 2,
-                              fill="white"))  # fmt: skip
+                lines.append(_arrow(bar.feed, WIRE, 1.1))
+            parts.append(tag("g", "".join(lines), class_="wires", **faded))
+            inside = [tag("rect", x=bar.x - 2, y=bar.y - BAR / 2 - 1, width=bar.width + 4, height=BAR + 2,
+                          fill="white")]  # fmt: skip
             born = {name for name, _ in names if (source, target, name) in span.born}
             for (name, weight), (start, wide) in zip(pairs, bar_parts(pairs, bar.width), strict=True):
                 inside.append(
@@ -397,8 +401,8 @@ class _Drawing:
             if len(born) == len(names):
                 inside.append(tag("rect", x=bar.x - 1, y=bar.y - BAR / 2 - 1, width=bar.width + 2, height=BAR + 2,
                                   fill="none", stroke=INK, stroke_width="2.2", class_="new"))  # fmt: skip
-            faded = {} if target in needed else {"opacity": "0.4"}
-            parts.append(tag("g", "".join(inside), class_="bar", **faded))
+            bars.append(tag("g", "".join(inside), class_="bar", **faded))
+        parts += bars
         for node, (x, y) in plan.nodes.items():
             if node or span.cell.backbone == "highway":
                 there = node in needed or node == 0

@@ -279,7 +279,7 @@ def recorded_search(
         for epoch in course
     )  # fmt: skip
     events = tuple(
-        RecordedEvent(*(event[name] for name in ("epoch", "stage", "what", "loss_before", "loss_after")),
+        RecordedEvent(event["epoch"], event["stage"], event["what"], event["loss_before"], event["loss_after"],
                       tuple(event.get("changes", ())))
         for event in values["events"]
     )  # fmt: skip

@@ -42,7 +42,8 @@ def _looks(panels: Mapping[str, Mapping[str, Any]], dashed: Sequence[str]) -> di
     Beyond seven rows colours repeat, with dotted lines.
     """
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
-    found, count = {}, {True: 0, False: 0}
+    found: dict[str, _Look] = {}
+    count = {True: 0, False: 0}
     for name in sorted(names, key=lambda name: name in dashed):  # stable
         behind = name in dashed
         number, colours = count[behind], LINE_COLOURS[::-1] if behind else LINE_COLOURS

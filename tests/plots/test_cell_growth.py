@@ -161,7 +161,8 @@ const drawn = film.searches.map(function (search, number) {
       });
       return made("span", {
         strike: parts.flat().flatMap(function (part) { return part.children[".strike"]; }),
-        bar: bars.map(function (_, edge) { return made("bar", { wire: many(2, "wire"), part: parts[edge] }); })
+        wires: bars.map(function () { return made("wires", { wire: many(2, "wire") }); }),
+        bar: bars.map(function (_, edge) { return made("bar", { part: parts[edge] }); })
       });
     })
   });
@@ -180,8 +181,9 @@ console.log(JSON.stringify(film.headings.map(function (_, frame) {
       now: first(search, "now").x1, veil: first(search, "veil").width,
       spans: search.children[".span"].map(function (span) { return span.style.display !== "none"; }),
       bars: search.children[".span"].map(function (span) {
-        return span.children[".bar"].map(function (bar) {
-          return { wire: first(bar, "wire")["stroke-width"], parts: bar.children[".part"].map(function (part) {
+        return span.children[".bar"].map(function (bar, edge) {
+          const wire = first(span.children[".wires"][edge], "wire");
+          return { wire: wire["stroke-width"], parts: bar.children[".part"].map(function (part) {
             const box = first(part, "box");
             return { x: box.x, width: box.width, fill: box.fill, name: first(part, "name").textContent,
                      words: first(part, "words").textContent,
