@@ -35,9 +35,11 @@ def config_of(name, **changes):
         "entrannas": none,
         "entrannas-dst": none,
         "pr-darts": {**cycles, "memory_budget": None},
+        # Four epochs in any case: two stages, in each one before pruning and one after.
+        "growing": {"stages": 2, "stage_epochs": 1, "tune_epochs": 1},
     }
     settings = {**SMALL, **more.get(name, {}), **changes}
-    if name == "pr-darts":
+    if name in ("pr-darts", "growing"):
         del settings["epochs"]
     return METHODS[name].Config(**settings)
 
@@ -109,7 +111,9 @@ def test_a_search_from_begin_to_end(name, data):
     assert result.history == tuple(reports)
     assert result.seconds == sum(report.seconds for report in reports) > 0
     assert result.genotype.kinds == ("normal", "reduction")
-    if name not in ("stretchable", "entrannas-dst"):  # whose nodes choose any number of edges
+    if name == "growing":
+        assert all(len(cell.edges) == 2 * cell.nodes in (4, 6) for _, cell in result.genotype.cells)
+    elif name not in ("stretchable", "entrannas-dst"):  # whose nodes choose any number of edges
         assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
     assert set(result.genotype.operations()) <= set(SPACE.choices)
     for report in reports:
