@@ -101,7 +101,7 @@ class FusedTwoToOneCell(TwoToOneCell):
         if not _fits(self, inputs, coefficients, state, (*linear, *of_inputs, *of_state, *biases)):
             return super().forward(inputs, coefficients, state)
         return run_sequence(
-            plan.graph,
+            plan.workspaces,
             inputs,
             inputs.new_zeros(inputs.shape[1], self.hidden) if state is None else state,
             _below_each_other(of_inputs, inputs, self.inputs),
@@ -109,7 +109,6 @@ class FusedTwoToOneCell(TwoToOneCell):
             _below_each_other(linear, inputs, self.inputs),
             _below_each_other(of_state, inputs, self.hidden),
             plan.mixing(coefficients),
-            inputs.new_tensor(plan.factors),
         )
 
 
@@ -136,12 +135,13 @@ class FusedDartsCell(DartsCell):
         weights = [module.weight for module in modules[: len(plan.activated)]]
         if not _fits(self, inputs, coefficients, state, weights):
             return super().forward(inputs, coefficients, state)
-        first, others = weights[: plan.graph.fed], weights[plan.graph.fed :]
+        fed = plan.workspaces.graph.fed
+        first, others = weights[:fed], weights[fed:]
         # Node 0 is [x; h]: its maps have columns for x, then for h.
         of_both = _below_each_other(first, inputs, self.inputs + self.hidden)
         of_inputs, of_state = of_both.split([self.inputs, self.hidden], dim=1)
         return run_sequence(
-            plan.graph,
+            plan.workspaces,
             inputs,
             inputs.new_zeros(inputs.shape[1], self.hidden) if state is None else state,
             of_inputs,
@@ -149,7 +149,6 @@ class FusedDartsCell(DartsCell):
             inputs.new_empty(0, self.inputs),
             _below_each_other([of_state, *others], inputs, self.hidden),
             plan.mixing(coefficients),
-            inputs.new_tensor(plan.factors),
         )
 
 

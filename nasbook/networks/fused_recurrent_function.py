@@ -11,7 +11,9 @@ into the coefficient and −1 into the level. Maps are stacked in blocks of H ro
 activation are ordered by the node that they leave, and there those with a sigmoid come before those with a ReLU.
 
 All that depends on x only is one product before the loop over time, and the gradients of maps and coefficients are
-products after the loop of the backward pass. In between, there is a handful of calls for each node and time step.
+products after the loop of the backward pass. In between, there is a handful of calls for each node and time step. A
+cell with few units is through with such a call sooner than Python has made its arguments. So tensors, views and calls
+are made once for sequences of one shape, in a :class:`Workspace`, and used again in the passes that follow.
 
 When the backward pass is itself to be differentiated (``create_graph``), it runs a plain forward pass under autograd
 and differentiates that.
@@ -19,10 +21,13 @@ and differentiates that.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +76,8 @@ class Graph:
     """Of node 0 and all others but the last."""
     fed: int
     """So many of the candidates with an activation, the first ones, read x."""
+    factors: tuple[float, ...]
+    """f of all candidates with an activation; 1 for ReLU."""
 
     @property
     def nodes(self) -> int:
@@ -93,13 +100,14 @@ class Graph:
         return tuple(slice(block.start * self.hidden, block.stop * self.hidden) for block in self.blocks)
 
     @functools.cached_property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> list[int]:
+        """How many coefficients there are: of the sources, of all sums and products, and levels."""
         sizes = [size for source in self.sources for size in source.sizes]
         return [*sizes, self.linear_blocks[-1].stop, self.nodes]
 
     def mix(self, coefficients: Float[Tensor, "coefficients"]) -> Mix:
         """The coefficients, sorted."""
-        *parts, linear, levels = coefficients.split(self._sizes)
+        *parts, linear, levels = coefficients.split(self.sizes)
         activated = [part.view(source.targets, -1) for part, source in zip(parts[::2], self.sources, strict=True)]
         return Mix(activated, [part.view(-1, 1) for part in parts[1::2]], linear, levels)
 
@@ -118,7 +126,7 @@ class Mix(NamedTuple):
 
 
 def run_sequence(
-    graph: Graph,
+    workspaces: Workspaces,
     inputs: Float[Tensor, "time batch inputs"],
     state: Float[Tensor, "batch hidden"],
     input_maps: Float[Tensor, "fed inputs"],
@@ -126,50 +134,49 @@ def run_sequence(
     linear_maps: Float[Tensor, "linear inputs"],
     state_maps: Float[Tensor, "activated hidden"],
     coefficients: Float[Tensor, "coefficients"],
-    factors: Float[Tensor, "candidates"],
 ) -> Float[Tensor, "time batch hidden"]:
     """The values of the last node after every time step.
 
     Args:
-        graph: what runs.
+        workspaces: what runs, with what earlier passes have left.
         inputs: x_t.
         state: h before the first step.
-        input_maps: B of the first ``graph.fed`` candidates with an activation.
+        input_maps: B of the first ``fed`` candidates with an activation.
         biases: their b.
         linear_maps: S and P of all sums and products; for every source the sums come first.
         state_maps: A of all candidates with an activation.
         coefficients: for every source, as many as its ``sizes`` say; then those of all sums and products, in the
             order of the maps; then the levels of all nodes.
-        factors: f of all candidates with an activation, 1 for ReLU. No gradient is computed for them.
     """
-    tensors = (inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors)
+    tensors = (inputs, state, input_maps, biases, linear_maps, state_maps, coefficients)
     if torch.is_grad_enabled():
-        return _Sequence.apply(graph, *tensors)
-    return _forward(graph, *tensors, keep=False)[0]
+        return _Sequence.apply(workspaces, *tensors)
+    loan = workspaces.lend(inputs)
+    return loan.workspace.forward(*tensors)
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Graph, *tensors: Any) -> Tensor:
-        states, kept = _forward(graph, *tensors, keep=any(ctx.needs_input_grad))
-        ctx.graph = graph
+    def forward(ctx: Any, workspaces: Workspaces, *tensors: Any) -> Tensor:
+        ctx.loan = workspaces.lend(tensors[0])
+        states = ctx.loan.workspace.forward(*tensors)
         ctx.inputs = len(tensors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *kept)
+        # What the workspace keeps is there anyhow; but who asks autograd what is kept should hear of it.
+        ctx.save_for_backward(*tensors, *ctx.loan.workspace.kept)
         return states
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * (1 + ctx.inputs)
-        saved = ctx.saved_tensors
-        tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
+        tensors = ctx.saved_tensors[: ctx.inputs]
         needed = ctx.needs_input_grad[1:]
         if not torch.is_grad_enabled():
-            return None, *_backward(ctx.graph, tensors, kept, gradient, _Needs(*needed))
+            return None, *ctx.loan.workspace.backward(tensors, gradient, _Needs(*needed))
         # Views, so that a tensor that comes in twice counts once in each place.
         views = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-        states = plain_sequence(ctx.graph, *views)
+        states = plain_sequence(ctx.loan.workspace.graph, *views)
         wanted = [view for view, need in zip(views, needed, strict=True) if need and view is not None]
         found = iter(torch.autograd.grad(states, wanted, gradient, create_graph=True, materialize_grads=True))
         return None, *(next(found) if need else None for need in needed)
@@ -185,14 +192,13 @@ class _Needs(NamedTuple):
     linear_maps: bool
     state_maps: bool
     coefficients: bool
-    factors: bool
 
 
 def plain_sequence(graph: Graph, *tensors: Any) -> Float[Tensor, "time batch hidden"]:
-    """:func:`run_sequence` by differentiable calls, with the same arguments."""
-    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors = tensors
+    """:func:`run_sequence` by differentiable calls, with the same tensors."""
+    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = tensors
     hidden = graph.hidden
-    mix = graph.mix(coefficients)
+    mix, factors = graph.mix(coefficients), coefficients.new_tensor(graph.factors)
     fed = F.linear(inputs, input_maps, biases)
     linear = F.linear(inputs, linear_maps).unflatten(-1, (len(mix.linear), hidden)) * mix.linear[:, None]
     states = []
@@ -221,200 +227,275 @@ def plain_sequence(graph: Graph, *tensors: Any) -> Float[Tensor, "time batch hid
     return torch.stack(states)
 
 
-def _forward(graph: Graph, *tensors: Any, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """The states, and what the backward pass needs: values, S x and P x, activations, what s is multiplied by.
+Call = Callable[[], object]
+
+
+class Workspace:
+    """The tensors of a pass over sequences of one shape, and the calls of its loops, one after another.
 
     Values stand in one row: the first state, then all nodes of the first step, of the second step and so on. So h_t is
-    there once, as the last node of its step and as node 0 of the next.
+    there once, as the last node of its step and as node 0 of the next. Gradients of values stand likewise.
+
+    Args:
+        graph: what runs.
+        kind: T and B, precision and device.
     """
-    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients, factors = tensors
-    steps, batch, width = inputs.shape
-    hidden, nodes = graph.hidden, graph.nodes
-    mix = graph.mix(coefficients)
-    flat = inputs.reshape(-1, width)
-    of_rows = factors[:, None].expand(-1, hidden).flatten()
-    of_fed = of_rows[: len(input_maps)]
-    state_maps = state_maps * of_rows[:, None]
-    input_maps = (input_maps * of_fed[:, None]).T
-    fed = flat @ input_maps if biases is None else torch.addmm(biases * of_fed, flat, input_maps)
-    fed = fed.view(steps, batch, -1)
-    linear = (flat @ linear_maps.T).view(steps, batch, -1, hidden)
-    values = inputs.new_empty(1 + steps * nodes, batch, hidden)
-    values[0] = state
-    values[1:].view(steps, nodes, batch, hidden).copy_(mix.levels[:, None, None])
-    activated = inputs.new_empty(steps if keep else 1, len(factors), batch, hidden)
-    all_activated = activated.expand(steps, -1, -1, -1)
-    scales: list[Tensor] = []
-    lanes = []
-    rows = values.unbind()
-    for place, source in enumerate(graph.sources):
-        block = graph.blocks[place]
-        if source.sums + source.products:
-            images = linear[:, :, graph.linear_blocks[place]].unbind(2)
-            own = mix.linear[graph.linear_blocks[place]].unbind()
-            for image, c in zip(images[: source.sums], own, strict=False):
-                _of_node(graph, place + 1, values).addcmul_(image, c)
-            if source.products:
-                scales.append(_scale(mix.identity[place], images[source.sums :], own[source.sums :]))
-        lanes.append(
-            _leave(
-                source,
-                mix.activated[place],
-                mix.identity[place] if source.identity and not source.products else None,
-                state_maps[graph.rows[place]].T,
-                rows[place::nodes],
-                rows[place + 1 :: nodes],
-                _of_targets(graph, place, values),
-                fed[..., graph.rows[place]] if block.stop <= graph.fed else None,
-                scales[-1] if source.products else None,
-                all_activated[:, block],
-            )
-        )
-    for _ in zip(*lanes, strict=True):  # each source in turn, step by step
-        pass
-    return values[nodes::nodes].contiguous(), [values, linear, activated, *scales]
 
+    def __init__(self, graph: Graph, kind: Kind) -> None:
+        self.graph, self.kind = graph, kind
+        steps, batch = self.steps, self.batch = kind.steps, kind.batch
+        like = torch.empty(0, dtype=kind.dtype, device=kind.device)
+        hidden, nodes, count = graph.hidden, graph.nodes, len(graph.factors)
+        linear = graph.linear_blocks[-1].stop
+        self.coefficients = like.new_empty(sum(graph.sizes))
+        self.mix = graph.mix(self.coefficients)
+        self.factors = like.new_tensor(graph.factors)
+        self.row_factors = self.factors.repeat_interleave(hidden)
+        self.state_maps = like.new_empty(count * hidden, hidden)
+        self.fed = like.new_empty(steps, batch, graph.fed * hidden)
+        self.linear = like.new_empty(steps, batch, linear, hidden)
+        self.values = like.new_empty(1 + steps * nodes, batch, hidden)
+        self.activated = like.new_empty(steps, count, batch, hidden)
+        self.scales = [like.new_empty(steps, batch, hidden) for source in graph.sources if source.products]
+        self.kept = [self.values, self.linear, self.activated, *self.scales]
+        self.before, self.loop = self._forward_calls()
 
-def _of_node(graph: Graph, node: int, values: Tensor) -> Float[Tensor, "time batch hidden"]:
-    """One node's values at all steps; those of node 0 are the last node's, one step late."""
-    return values[node :: graph.nodes][: (len(values) - 1) // graph.nodes]
-
-
-def _of_targets(graph: Graph, place: int, values: Tensor) -> Float[Tensor, "time targets units"]:
-    """The values of all nodes from a source's nearest to its farthest target, (batch · hidden) numbers each."""
-    source = graph.sources[place]
-    nearest = place + source.first - 1
-    by_step = values[1:].view(-1, graph.nodes, values[0].numel())
-    return by_step[:, nearest : nearest + source.targets]
-
-
-def _scale(identity: Tensor, images: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Tensor:
-    """What the next node multiplies s by, at all steps: (time, batch, hidden)."""
-    scale = images[0] * coefficients[0]
-    for image, c in zip(images[1:], coefficients[1:], strict=True):
-        scale.addcmul_(image, c)
-    return scale.add_(identity) if len(identity) else scale
-
-
-def _leave(
-    source: Source,
-    mix: Float[Tensor, "targets candidates"],
-    identity: Float[Tensor, "targets 1"] | None,
-    maps: Float[Tensor, "hidden rows"],
-    owns: Sequence[Tensor],
-    nexts: Sequence[Tensor],
-    targets: Float[Tensor, "time targets units"],
-    entering: Float[Tensor, "time batch rows"] | None,
-    scale: Float[Tensor, "time batch hidden"] | None,
-    activated: Float[Tensor, "time candidates batch hidden"],
-) -> Iterator[None]:
-    """Adds to the targets what leaves a node, one time step at a time."""
-    _, count, batch, hidden = activated.shape
-    a = activated.new_empty(batch, count * hidden)
-    parts = a.view(batch, count, hidden).transpose(0, 1)
-    bounded_part, rectified_part = parts[: source.bounded], parts[source.bounded :]
-    views = zip(
-        owns,
-        nexts,
-        targets.unbind(),
-        _at_each_step(entering),
-        _at_each_step(scale),
-        _at_each_step(activated[:, : source.bounded] if source.bounded else None),
-        _at_each_step(activated[:, source.bounded :] if source.rectified else None),
-        _at_each_step(activated.flatten(2) if count else None),
-        strict=False,
-    )
-    for own, following, received, fed, factor, bounded, rectified, images in views:
-        if factor is not None:
-            following.addcmul_(own, factor)
-        if images is not None:
-            if fed is None:
-                torch.mm(own, maps, out=a)
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Tensor,
+        input_maps: Tensor,
+        biases: Tensor | None,
+        linear_maps: Tensor,
+        state_maps: Tensor,
+        coefficients: Tensor,
+    ) -> Float[Tensor, "time batch hidden"]:
+        """The states; see :func:`run_sequence`."""
+        nodes = self.graph.nodes
+        flat = inputs.reshape(-1, inputs.shape[2])
+        self.coefficients.copy_(coefficients)
+        torch.mul(state_maps, self.row_factors[:, None], out=self.state_maps)
+        if len(input_maps):
+            factors = self.row_factors[: len(input_maps)]
+            maps = (input_maps * factors[:, None]).T
+            if biases is None:
+                torch.mm(flat, maps, out=self.fed.flatten(0, 1))
             else:
-                torch.addmm(fed, own, maps, out=a)
-            if bounded is not None:
-                torch.sigmoid(bounded_part, out=bounded)
-            if rectified is not None:
-                torch.clamp_min(rectified_part, 0, out=rectified)
-            received.addmm_(mix, images)
-        if identity is not None:
-            received.addmm_(identity, own.view(1, -1))
-        yield
+                torch.addmm(biases * factors, flat, maps, out=self.fed.flatten(0, 1))
+        if len(linear_maps):
+            torch.mm(flat, linear_maps.T, out=self.linear.view(len(flat), -1))
+        self.values[0] = state
+        self.by_step(self.values).copy_(self.mix.levels[:, None])
+        for call in self.before:
+            call()
+        for call in self.loop:
+            call()
+        return self.values[nodes::nodes].clone(memory_format=torch.contiguous_format)
+
+    def by_step(self, values: Tensor) -> Float[Tensor, "time nodes units"]:
+        """The values of all nodes but node 0, (batch · hidden) numbers each."""
+        return values[1:].view(self.steps, self.graph.nodes, -1)
+
+    def of_node(self, node: int, values: Tensor) -> Float[Tensor, "time batch hidden"]:
+        """One node's values at all steps; those of node 0 are the last node's, one step late."""
+        return values[node :: self.graph.nodes][: self.steps]
+
+    def of_targets(self, place: int, values: Tensor) -> Float[Tensor, "time targets units"]:
+        """The values of all nodes from a source's nearest to its farthest target."""
+        source = self.graph.sources[place]
+        nearest = place + source.first - 1
+        return self.by_step(values)[:, nearest : nearest + source.targets]
+
+    def _forward_calls(self) -> tuple[list[Call], list[Call]]:
+        """What runs before the loop over time, and the loop."""
+        before: list[Call] = []
+        lanes: list[list[list[Call]]] = []
+        scales = iter(self.scales)
+        for place, source in enumerate(self.graph.sources):
+            block = self.graph.linear_blocks[place]
+            images, own = self.linear[:, :, block].unbind(2), self.mix.linear[block].unbind()
+            following = self.of_node(place + 1, self.values)
+            before += [partial(following.addcmul_, images[i], own[i]) for i in range(source.sums)]
+            scale = None
+            if source.products:
+                scale = next(scales)
+                before.append(partial(torch.mul, images[source.sums], own[source.sums], out=scale))
+                before += [partial(scale.addcmul_, images[i], own[i]) for i in range(source.sums + 1, len(own))]
+                if source.identity:
+                    before.append(partial(scale.add_, self.mix.identity[place][0]))
+            lanes.append(self._leave(place, source, scale))
+        return before, [call for step in zip(*lanes, strict=True) for calls in step for call in calls]
+
+    def _leave(self, place: int, source: Source, scale: Tensor | None) -> list[list[Call]]:
+        """What adds to the targets all that leaves a node: calls for every time step."""
+        graph, count = self.graph, source.candidates
+        rows = graph.rows[place]
+        maps = self.state_maps[rows].T
+        entering = self.fed[..., rows] if graph.blocks[place].stop <= graph.fed else None
+        activated = self.activated[:, graph.blocks[place]]
+        a = activated.new_empty(self.batch, count * graph.hidden)
+        parts = a.view(self.batch, count, graph.hidden).transpose(0, 1)
+        own, following = self.of_node(place, self.values), self.of_node(place + 1, self.values)
+        targets = self.of_targets(place, self.values)
+        steps = []
+        for t in range(self.steps):
+            calls: list[Call] = []
+            if scale is not None:
+                calls.append(partial(following[t].addcmul_, own[t], scale[t]))
+            if count:
+                if entering is None:
+                    calls.append(partial(torch.mm, own[t], maps, out=a))
+                else:
+                    calls.append(partial(torch.addmm, entering[t], own[t], maps, out=a))
+                if source.bounded:
+                    bounded = activated[t, : source.bounded]
+                    calls.append(partial(torch.sigmoid, parts[: source.bounded], out=bounded))
+                if source.rectified:
+                    rectified = activated[t, source.bounded :]
+                    calls.append(partial(torch.clamp_min, parts[source.bounded :], 0, out=rectified))
+                calls.append(partial(targets[t].addmm_, self.mix.activated[place], activated[t].flatten(1)))
+            if source.identity and scale is None:
+                calls.append(partial(targets[t].addmm_, self.mix.identity[place], own[t].view(1, -1)))
+            steps.append(calls)
+        return steps
+
+    @functools.cached_property
+    def _back(self) -> _Back:
+        with _ordinary_tensors():
+            return _Back(self)
+
+    def backward(self, tensors: Sequence[Any], gradient: Tensor, needs: _Needs) -> list[Tensor | None]:
+        """Gradients of all tensors that :meth:`forward` got, in their order."""
+        inputs, _, input_maps, _, linear_maps, state_maps, _ = tensors
+        nodes, hidden = self.graph.nodes, self.graph.hidden
+        back = self._back
+        back.state_maps.copy_(state_maps)
+        back.for_values.zero_()
+        back.for_values[nodes::nodes] = gradient
+        for call in back.before:
+            call()
+        for call in back.loop:
+            call()
+
+        found: list[Tensor | None] = [None] * len(tensors)
+        flat = inputs.reshape(-1, inputs.shape[2])
+        for_rows = back.for_rows.flatten(0, 1)
+        of_inputs = for_rows[:, : len(input_maps)]
+        for_linear: Tensor | None = None
+        if len(linear_maps) and (needs.inputs or needs.linear_maps or needs.coefficients):
+            for call in back.mixed:
+                call()
+            for_linear = (back.for_mixed * self.mix.linear[:, None]).view(len(flat), -1)
+        if needs.inputs:
+            for_inputs = of_inputs @ input_maps
+            if for_linear is not None:
+                for_inputs.addmm_(for_linear, linear_maps)
+            found[0] = for_inputs.view(inputs.shape)
+        if needs.state:
+            found[1] = back.for_values[0].clone()
+        if needs.input_maps:
+            found[2] = _products(of_inputs, flat)
+        if needs.biases:
+            found[3] = of_inputs.sum(0)
+        if needs.linear_maps:
+            found[4] = torch.zeros_like(linear_maps) if for_linear is None else _products(for_linear, flat)
+        if needs.state_maps:
+            transposed = state_maps.new_empty(hidden, len(state_maps))
+            for place, rows in enumerate(self.graph.rows):
+                own = self.of_node(place, self.values).reshape(-1, hidden)
+                torch.mm(own.T, for_rows[:, rows], out=transposed[:, rows])
+            found[5] = transposed.T.contiguous()
+        if needs.coefficients:
+            found[6] = self._for_coefficients()
+        return found
+
+    def _for_coefficients(self) -> Float[Tensor, "coefficients"]:
+        back = self._back
+        parts = []
+        for place, source in enumerate(self.graph.sources):
+            sent = self.of_targets(place, back.for_values)
+            if source.candidates:
+                images = self.activated[:, self.graph.blocks[place]].flatten(2)
+                parts.append(torch.bmm(sent, images.mT).sum(0).flatten())
+            if source.identity:
+                own = self.of_node(place, self.values).flatten(1)
+                parts.append(torch.bmm(sent, own.unsqueeze(2)).sum(0).flatten())
+        if len(self.mix.linear):
+            parts.append((back.for_mixed * self.linear).sum((0, 1, 3)))
+        return torch.cat([*parts, self.by_step(back.for_values).sum((0, 2))])
 
 
-def _at_each_step(values: Tensor | None) -> Iterator[Tensor | None]:
-    return itertools.repeat(None) if values is None else iter(values.unbind())
+class _Back:
+    """What a workspace needs for the backward pass."""
 
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        graph, steps, batch = workspace.graph, workspace.steps, workspace.batch
+        self.state_maps = torch.empty_like(workspace.state_maps)
+        """Without the factors, which are in the slopes."""
+        self.for_values = torch.empty_like(workspace.values)
+        self.for_rows = workspace.values.new_empty(steps, batch, len(workspace.row_factors))
+        """Of what the maps give, before the activation."""
+        self.for_mixed = torch.empty_like(workspace.linear)
+        """Of all c (S x) and c (P x)."""
+        self.slopes = torch.empty_like(workspace.activated)
+        """The derivatives of all activations."""
+        activated = workspace.activated
+        self.before: list[Call] = [
+            partial(torch.addcmul, activated, activated, activated, value=-1, out=self.slopes),
+            partial(self.slopes.mul_, workspace.factors[:, None, None]),
+        ]
+        self.mixed: list[Call] = []
+        lanes: list[list[list[Call]]] = []
+        scales = iter(workspace.scales)
+        for place, source in enumerate(graph.sources):
+            block = graph.blocks[place]
+            if source.rectified:
+                rectified = slice(block.start + source.bounded, block.stop)
+                self.before.append(partial(torch.sign, activated[:, rectified], out=self.slopes[:, rectified]))
+            if source.targets == 1:  # then the coefficients may come in here, for all steps in one go
+                coefficients = workspace.mix.activated[place].view(-1, 1, 1)
+                self.before.append(partial(self.slopes[:, block].mul_, coefficients))
+            linear = graph.linear_blocks[place]
+            products = slice(linear.start + source.sums, linear.stop)
+            following = workspace.of_node(place + 1, self.for_values).unsqueeze(2)
+            own = workspace.of_node(place, workspace.values).unsqueeze(2)
+            if source.sums:
+                self.mixed.append(partial(self.for_mixed[:, :, linear.start : products.start].copy_, following))
+            for product in range(products.start, products.stop):
+                part = self.for_mixed[:, :, product : product + 1]
+                self.mixed.append(partial(torch.mul, following, own, out=part))
+            lanes.append(self._return(place, source, next(scales) if source.products else None))
+        lanes.reverse()
+        self.loop = [call for step in zip(*lanes, strict=True) for calls in step for call in calls]
 
-def _backward(
-    graph: Graph, tensors: Sequence[Any], kept: Sequence[Tensor], gradient: Tensor, needs: _Needs
-) -> list[Tensor | None]:
-    """Gradients of all tensors, in their order."""
-    inputs, _, input_maps, _, linear_maps, state_maps, coefficients, factors = tensors
-    values, linear, activated, *scales = kept
-    steps, batch, width = inputs.shape
-    hidden, nodes = graph.hidden, graph.nodes
-    mix = graph.mix(coefficients)
-
-    for_values = torch.zeros_like(values)
-    for_values[nodes::nodes] = gradient
-    need_rows = needs.inputs or needs.input_maps or needs.biases or needs.state_maps
-    # What the maps give, before the activation, for all candidates.
-    for_rows = values.new_empty(steps if need_rows else 1, batch, len(state_maps))
-    all_for_rows = for_rows.expand(steps, -1, -1)
-    slopes = _slopes(graph, activated, factors)
-    lanes = []
-    rows = for_values.unbind()
-    remaining = iter(scales)
-    for place, source in enumerate(graph.sources):
-        lanes.append(
-            _return(
-                source,
-                mix.activated[place],
-                mix.identity[place] if source.identity and not source.products else None,
-                state_maps[graph.rows[place]],
-                rows[place::nodes][:steps],
-                rows[place + source.first :: nodes],
-                _of_targets(graph, place, for_values),
-                next(remaining) if source.products else None,
-                slopes[:, graph.blocks[place]],
-                all_for_rows[..., graph.rows[place]],
-            )
-        )
-    for _ in zip(*reversed(lanes), strict=True):
-        pass
-
-    found: list[Tensor | None] = [None] * len(tensors)
-    flat = inputs.reshape(-1, width)
-    for_rows = for_rows.flatten(0, 1)
-    of_inputs = for_rows[:, : len(input_maps)]
-    for_linear: Tensor | None = None
-    for_mixed: Tensor | None = None
-    if len(linear_maps) and (needs.inputs or needs.linear_maps or needs.coefficients):
-        for_mixed = _for_mixed(graph, values, for_values, linear)
-        for_linear = (for_mixed * mix.linear[:, None]).view(len(flat), -1)
-    if needs.inputs:
-        for_inputs = of_inputs @ input_maps
-        if for_linear is not None:
-            for_inputs.addmm_(for_linear, linear_maps)
-        found[0] = for_inputs.view(inputs.shape)
-    if needs.state:
-        found[1] = for_values[0]
-    if needs.input_maps:
-        found[2] = _products(of_inputs, flat)
-    if needs.biases:
-        found[3] = of_inputs.sum(0)
-    if needs.linear_maps:
-        found[4] = torch.zeros_like(linear_maps) if for_linear is None else _products(for_linear, flat)
-    if needs.state_maps:
-        transposed = state_maps.new_empty(hidden, len(state_maps))
-        for place, own_rows in enumerate(graph.rows):
-            own = _of_node(graph, place, values).reshape(-1, hidden)
-            torch.mm(own.T, for_rows[:, own_rows], out=transposed[:, own_rows])
-        found[5] = transposed.T.contiguous()
-    if needs.coefficients:
-        found[6] = _for_coefficients(graph, values, linear, activated, for_values, for_mixed)
-    return found
+    def _return(self, place: int, source: Source, scale: Tensor | None) -> list[list[Call]]:
+        """What adds to a node's gradient all that its targets send back: calls for every time step, from the last."""
+        workspace = self.workspace
+        graph, count, mix = workspace.graph, source.candidates, workspace.mix
+        rows = graph.rows[place]
+        slopes = self.slopes[:, graph.blocks[place]]
+        for_parts = self.for_rows[..., rows].unflatten(-1, (count, graph.hidden)).transpose(1, 2)
+        received = slopes.new_empty(slopes.shape[1:])
+        own = workspace.of_node(place, self.for_values)
+        far = workspace.of_node(place + source.first, self.for_values)
+        sent = workspace.of_targets(place, self.for_values)
+        steps = []
+        for t in reversed(range(workspace.steps)):
+            calls: list[Call] = []
+            if scale is not None:
+                calls.append(partial(own[t].addcmul_, far[t], scale[t]))
+            if count:
+                if source.targets == 1:
+                    calls.append(partial(torch.mul, far[t], slopes[t], out=for_parts[t]))
+                else:
+                    calls.append(partial(torch.mm, mix.activated[place].T, sent[t], out=received.flatten(1)))
+                    calls.append(partial(torch.mul, received, slopes[t], out=for_parts[t]))
+                calls.append(partial(own[t].addmm_, self.for_rows[t, :, rows], self.state_maps[rows]))
+            if source.identity and scale is None:
+                calls.append(partial(own[t].view(1, -1).addmm_, mix.identity[place].T, sent[t]))
+            steps.append(calls)
+        return steps
 
 
 def _products(gradients: Float[Tensor, "examples rows"], x: Float[Tensor, "examples inputs"]) -> Tensor:
@@ -422,96 +503,67 @@ def _products(gradients: Float[Tensor, "examples rows"], x: Float[Tensor, "examp
     return (x.T @ gradients).T.contiguous()
 
 
-def _slopes(graph: Graph, activated: Tensor, factors: Tensor) -> Float[Tensor, "time candidates batch hidden"]:
-    """The derivatives of all activations by a."""
-    slopes = torch.addcmul(activated, activated, activated, value=-1).mul_(factors[:, None, None])
-    for source, block in zip(graph.sources, graph.blocks, strict=True):
-        if source.rectified:
-            rectified = slice(block.start + source.bounded, block.stop)
-            slopes[:, rectified] = activated[:, rectified] > 0
-    return slopes
-
-
-def _return(
-    source: Source,
-    mix: Float[Tensor, "targets candidates"],
-    identity: Float[Tensor, "targets 1"] | None,
-    maps: Float[Tensor, "rows hidden"],
-    owns: Sequence[Tensor],
-    fars: Sequence[Tensor],
-    targets: Float[Tensor, "time targets units"],
-    scale: Float[Tensor, "time batch hidden"] | None,
-    slopes: Float[Tensor, "time candidates batch hidden"],
-    for_rows: Float[Tensor, "time batch rows"],
-) -> Iterator[None]:
-    """Adds to a node's gradient what its targets send back, one time step at a time, from the last one."""
-    _, count, batch, hidden = slopes.shape
-    received = slopes.new_empty(count, batch, hidden)
-    received_flat = received.flatten(1)
-    alone = source.targets == 1
-    if alone:  # then the coefficients come in here, for all steps in one go
-        slopes.mul_(mix.view(-1, 1, 1))
-    views = zip(
-        reversed(owns),
-        reversed(fars),
-        _backwards(None if alone and identity is None else targets),
-        _backwards(scale),
-        _backwards(slopes if count else None),
-        _backwards(for_rows if count else None),
-        _backwards(for_rows.unflatten(-1, (count, hidden)).transpose(1, 2) if count else None),
-        strict=False,
-    )
-    for own, far, sent, factor, slope, for_a, for_parts in views:
-        if factor is not None:
-            own.addcmul_(far, factor)
-        if slope is not None:
-            if alone:
-                torch.mul(far, slope, out=for_parts)
-            else:
-                torch.mm(mix.T, sent, out=received_flat)
-                torch.mul(received, slope, out=for_parts)
-            own.addmm_(for_a, maps)
-        if identity is not None:
-            own.view(1, -1).addmm_(identity.T, sent)
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Tensors made here may be used in passes of every mode."""
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 
-def _backwards(values: Tensor | None) -> Iterator[Tensor | None]:
-    return itertools.repeat(None) if values is None else reversed(values.unbind())
+class Loan:
+    """A workspace in use. It goes back when nothing refers to the loan any more."""
+
+    def __init__(self, workspaces: Workspaces, workspace: Workspace) -> None:
+        self.workspaces = workspaces
+        self.workspace = workspace
+
+    def __del__(self) -> None:
+        self.workspaces.free.append(self.workspace)
 
 
-def _for_mixed(
-    graph: Graph, values: Tensor, for_values: Tensor, linear: Tensor
-) -> Float[Tensor, "time batch linear hidden"]:
-    """Gradients of all c (S x) and c (P x)."""
-    for_mixed = torch.empty_like(linear)
-    for place, (source, block) in enumerate(zip(graph.sources, graph.linear_blocks, strict=True)):
-        following = _of_node(graph, place + 1, for_values).unsqueeze(2)
-        products = slice(block.start + source.sums, block.stop)
-        if source.sums:
-            for_mixed[:, :, block.start : products.start] = following
-        if source.products:
-            own = _of_node(graph, place, values).unsqueeze(2)
-            for_mixed[:, :, products] = following * own
-    return for_mixed
+class Workspaces:
+    """What a cell computes, and the last workspaces that its passes have left. A copy begins without any.
+
+    Args:
+        graph: what the cell computes.
+    """
+
+    most = 4
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.free: deque[Workspace] = deque(maxlen=self.most)
+
+    def __reduce__(self) -> tuple[type[Workspaces], tuple[Graph]]:
+        return Workspaces, (self.graph,)
+
+    def lend(self, inputs: Float[Tensor, "time batch inputs"]) -> Loan:
+        """A free workspace for these inputs, or a new one."""
+        kind = Kind.of(inputs)
+        for workspace in list(self.free):
+            if workspace.kind == kind:
+                with contextlib.suppress(ValueError):  # another thread has it
+                    self.free.remove(workspace)
+                    return Loan(self, workspace)
+        with _ordinary_tensors():
+            return Loan(self, Workspace(self.graph, kind))
 
 
-def _for_coefficients(
-    graph: Graph, values: Tensor, linear: Tensor, activated: Tensor, for_values: Tensor, for_mixed: Tensor | None
-) -> Float[Tensor, "coefficients"]:
-    parts = []
-    for place, source in enumerate(graph.sources):
-        sent = _of_targets(graph, place, for_values)
-        if source.candidates:
-            images = activated[:, graph.blocks[place]].flatten(2)
-            parts.append(torch.bmm(sent, images.mT).sum(0).flatten())
-        if source.identity:
-            own = _of_node(graph, place, values)
-            parts.append(torch.bmm(sent, own.flatten(1).unsqueeze(2)).sum(0).flatten())
-    if for_mixed is not None:
-        parts.append((for_mixed * linear).sum((0, 1, 3)))
-    by_step = for_values[1:].view(-1, graph.nodes, values[0].numel())
-    return torch.cat([*parts, by_step.sum((0, 2))])
+class Kind(NamedTuple):
+    """What passes have to agree in to share a workspace."""
+
+    steps: int
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+    stream: int
+    """On CUDA: work of another stream may not have finished yet."""
+
+    @classmethod
+    def of(cls, inputs: Float[Tensor, "time batch inputs"]) -> Kind:
+        """That of some inputs."""
+        stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
+        return cls(inputs.shape[0], inputs.shape[1], inputs.dtype, inputs.device, stream)
 
 
 def _one_after_another(counts: Sequence[int]) -> tuple[slice, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.genotypes import ZERO, Space
-from nasbook.networks.fused_recurrent_function import Graph, Source
+from nasbook.networks.fused_recurrent_function import Graph, Source, Workspaces
 from nasbook.operations.recurrent import ActivatedMap, Gate, Product, StateIdentity, StateZero, Sum, operation_of
 
 BOUNDED = ("sigmoid", "tanh")
@@ -73,7 +73,8 @@ class Mixing:
 class Plan:
     """What a fused pass does, apart from its tensors."""
 
-    graph: Graph
+    workspaces: Workspaces
+    """What :func:`run_sequence` computes."""
     activated: tuple[Place, ...]
     """Candidates with an activation, in the order of their blocks."""
     linear: tuple[Place, ...]
@@ -84,18 +85,13 @@ class Plan:
     """Gives the coefficients of :func:`run_sequence`."""
 
     @functools.cached_property
-    def factors(self) -> list[float]:
-        """Of the candidates with an activation."""
-        return [place.factor for place in self.activated]
-
-    @functools.cached_property
     def places(self) -> tuple[Place, ...]:
         """All candidates."""
         return self.activated + self.linear + self.others
 
 
 def plan_two_to_one(space: Space, needed: Sequence[int], hidden: int) -> Plan:
-    """The plan of a Two-to-One cell whose last needed node is the output: a chain, so that every node has one target."""
+    """The plan of a Two-to-One cell whose last needed node is the output. In this chain every node has one target."""
     activated: list[Place] = []
     linear: list[Place] = []
     mixing = Mixing(space)
@@ -115,7 +111,8 @@ def plan_two_to_one(space: Space, needed: Sequence[int], hidden: int) -> Plan:
     for place in linear:
         mixing.add([place])
     _add_levels(mixing, activated, len(sources))
-    return Plan(Graph(hidden, tuple(sources), len(activated)), tuple(activated), tuple(linear), (), mixing)
+    graph = Graph(hidden, tuple(sources), len(activated), tuple(place.factor for place in activated))
+    return Plan(Workspaces(graph), tuple(activated), tuple(linear), (), mixing)
 
 
 def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
@@ -140,8 +137,8 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
         activated += blocks
         others += [place for place in places if place not in blocks]
     _add_levels(mixing, activated, len(sources))
-    graph = Graph(hidden, tuple(sources), fed=sources[0].candidates)
-    return Plan(graph, tuple(activated), (), tuple(others), mixing)
+    graph = Graph(hidden, tuple(sources), sources[0].candidates, tuple(place.factor for place in activated))
+    return Plan(Workspaces(graph), tuple(activated), (), tuple(others), mixing)
 
 
 @dataclass(frozen=True)

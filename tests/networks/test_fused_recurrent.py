@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -185,6 +186,7 @@ COPIES = Case(
 )
 SPARSE = Case("darts", 4, left_out=((1, 3), (2, 4)), pools=(("tanh", "none"), ("relu",), *[("identity", "tanh-2")] * 3))
 SPREAD = Case("darts", 4, left_out=((2, 3), (1, 4)))
+SUM_ALONE = Case("two-to-one", 1, pools=(("sum",),))
 SMALLER = Case("darts", 4, output=(2,), initial=False)
 
 
@@ -196,6 +198,7 @@ SMALLER = Case("darts", 4, output=(2,), initial=False)
 @example(case=COPIES)
 @example(case=SPREAD)
 @example(case=SMALLER)
+@example(case=SUM_ALONE)
 def test_values_and_gradients(case):
     readable, fused = case.cells()
     expected = results(readable, case)
@@ -256,24 +259,24 @@ def test_a_saturated_tanh_is_exact_enough():
 # --- planted faults ---------------------------------------------------------------------------------------------------
 
 
-def _without_slopes(graph, activated, factors):
-    return torch.ones_like(activated)
-
-
 FAULTS = {
-    "slopes": ("_slopes", _without_slopes),
-    "what sums and products send": ("_for_mixed", lambda graph, values, for_values, linear: torch.zeros_like(linear)),
-    "maps": ("_products", lambda gradients, x: (x.T @ gradients).T * (1 + 1e-8)),
+    "slopes": (torch, "sign", lambda values, out: out.fill_(1)),
+    "the gradients of maps": (FUNCTION, "_products", lambda gradients, x: (x.T @ gradients).T * (1 + 1e-8)),
+    "a node late": (
+        FUNCTION.Workspace,
+        "of_node",
+        lambda self, node, values: values[max(node - 1, 0) :: self.graph.nodes][: self.steps],
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault):
-    name, wrong = FAULTS[fault]
+    place, name, wrong = FAULTS[fault]
     case = Case("two-to-one")
     readable, fused = case.cells()
     expected = results(readable, case)
-    with mock.patch.object(FUNCTION, name, wrong), pytest.raises(AssertionError, match="differ by more"):
+    with mock.patch.object(place, name, wrong), pytest.raises(AssertionError, match="differ by more"):
         assert_same(results(fused, case), expected)
 
 
@@ -283,8 +286,8 @@ def test_a_fault_in_the_second_derivatives_is_found():
     right = FUNCTION.plain_sequence
 
     def wrong(graph, *tensors):
-        *others, coefficients, factors = tensors
-        return right(graph, *others, coefficients.detach(), factors) + 0 * coefficients.sum()
+        *others, coefficients = tensors
+        return right(graph, *others, coefficients.detach()) + 0 * coefficients.sum()
 
     expected = results(readable, case, second=True)
     with (
@@ -470,6 +473,81 @@ def test_a_change_of_precision(name):
     with only_fused():
         found = results(fused, case, dtype=torch.float32)
     assert_same(found, results(readable, case, dtype=torch.float32), bound=1e-4)
+
+
+# --- workspaces -------------------------------------------------------------------------------------------------------
+
+
+def free(cell) -> list:
+    return list(cell._plan.workspaces.free)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_passes_that_wait_for_their_backward_pass_do_not_share(name):
+    """Two graphs at once, taken back in either order; then the workspaces are used again."""
+    first, second = Case(name, seed=1), Case(name, seed=2)
+    readable, fused = first.cells()
+    expected = [results(readable, case) for case in (first, second)]
+    for order in ((0, 1), (1, 0)):
+        pending = []
+        for case in (first, second):
+            arguments = case.arguments()
+            at = {**arguments, **dict(fused.named_parameters())}
+            pending.append((at, fused(**arguments), case.seeds()))
+        for place in order:
+            at, states, seeds = pending[place]
+            gradients = torch.autograd.grad((states * seeds).sum(), list(at.values()))
+            assert_same({"states": states, **dict(zip(at, gradients, strict=True))}, expected[place])
+        assert not free(fused)
+        del pending, states, gradients
+        assert len(free(fused)) == 2
+    once = free(fused)
+    results(fused, first)
+    assert set(map(id, free(fused))) == set(map(id, once))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_results_outlive_their_workspace(name):
+    """Also with one node, where the states are all the values there are."""
+    for case in (Case(name), Case(name, 1, batch=1, hidden=1, inputs=1)):
+        _, fused = case.cells()
+        found = results(fused, case)
+        kept = {key: tensor.detach().clone() for key, tensor in found.items()}
+        results(fused, dataclasses.replace(case, seed=case.seed + 7))
+        with torch.no_grad():
+            fused(**{key: 3 * tensor for key, tensor in case.arguments().items()})
+        assert len(free(fused)) == 1 or not found  # the same one, three times
+        assert all(torch.equal(found[key], tensor) for key, tensor in kept.items())
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_few_workspaces_are_kept(name):
+    case = Case(name)
+    readable, fused = case.cells()
+    for steps in (1, 2, 3, 4, 5, 6, 2):
+        other = dataclasses.replace(case, steps=steps, batch=1 + steps % 3)
+        assert_same(results(fused, other), results(readable, other))
+    assert len(free(fused)) == 4
+    assert not free(copy.deepcopy(fused))
+    assert len(pickle.dumps(fused)) < 1.5 * len(pickle.dumps(readable)) + 3000
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_threads_do_not_share(name):
+    """Passes of one cell on several threads at once."""
+    case = Case(name, steps=6)
+    readable, fused = case.cells()
+    seeds = range(8)
+    expected = [results(readable, dataclasses.replace(case, seed=seed))["states"] for seed in seeds]
+
+    def states(seed):
+        found = [fused(**dataclasses.replace(case, seed=seed).arguments()) for _ in range(20)]
+        assert all(torch.equal(found[0], other) for other in found)
+        return found[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        for wanted, found in zip(expected, pool.map(states, seeds), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=BOUND, atol=BOUND)
 
 
 # --- stepping aside ---------------------------------------------------------------------------------------------------
@@ -660,6 +738,7 @@ def test_calls(name, wanted):
         cell.requires_grad_(wanted == "all")
         arguments = {"inputs": case.arguments()["inputs"].detach(), "coefficients": case.arguments()["coefficients"]}
         at = [arguments["coefficients"], *(p for p in cell.parameters() if p.requires_grad)]
+        torch.autograd.grad(cell(**arguments).sum(), at)  # which makes what all passes use
         with Calls() as calls:
             torch.autograd.grad(cell(**arguments).sum(), at)
         counts.append(calls.count)
