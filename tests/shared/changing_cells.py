@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,6 +124,3 @@ def readable(network: RecurrentSearchNetwork, case: Case) -> RecurrentSearchNetw
     found = RecurrentSearchNetwork(network.spaces, case.task, case.hidden, engine="readable").double()
     found.load_state_dict(network.state_dict())
     return found
-
-
-Change = Callable[[Any], Any]
