@@ -349,6 +349,27 @@ def test_a_pruned_cell_grows_by_a_node_with_all_candidates(series):
     assert not search.tuning
 
 
+def test_a_dead_node_that_a_new_one_reads_comes_back(series):
+    """Pruning leaves out the parameters of nodes that nothing reads. In the DARTS cell a new node reads all of them."""
+    search = search_of(series, backbone="darts", nodes=3, stage_epochs=1, architecture_learning_rate=1e-6, delta=1e-6)
+    space = search.space
+    with torch.no_grad():
+        alpha = search.network.relaxation("darts").alpha.zero_()
+        for edge, name in (((0, 1), "tanh"), ((1, 2), "relu"), ((1, 3), "sigmoid")):
+            alpha[space.edges.index(edge), space.operations.index(name)] = 3.0
+    reports = search.epochs()
+    next(reports)
+    assert search.tuning and search.network.cell("darts").needed == (1, 3)
+    assert search.result().genotype["darts"].nodes == 3
+    next(reports)
+    assert search.network.spaces["darts"].edges == ((0, 1), (1, 2), (1, 3), (1, 4), (2, 4), (3, 4))
+    assert search.network.cell("darts").needed == (1, 2, 3, 4)
+    [_, node] = search.events
+    assert node.loss_after == pytest.approx(node.loss_before, abs=1e-4)
+    run_to_end(search)
+    DerivedRecurrentNetwork(search.result().genotype, series, 2)
+
+
 def test_the_new_node_can_learn(series):
     """At δ = σ = 0 it could not; with some noise every parameter of it gets a gradient."""
     for backbone in ("two-to-one", "darts"):
@@ -533,6 +554,26 @@ def test_a_state_shares_nothing_with_the_search(series):
     run_to_end(other)
     assert differences(state, kept) == []
     assert differences(ending(other), ending(search)) == []
+
+
+def test_how_optimisers_run_is_not_taken_from_a_checkpoint(series):
+    """One that was written on CUDA has them update in one kernel; on a CPU that rounds otherwise."""
+    search = search_of(series, mode=END, stage_epochs=1)
+    next(search.epochs())
+    expected = ending(run_to_end(search_of(series, mode=END, stage_epochs=1)))
+    state = search.state_dict()
+    for snapshot in (state["now"], state["best"]):
+        for name in ("weight_optimizer", "architecture_optimizer"):
+            for group in snapshot[name]["param_groups"]:
+                group.update(fused=True, foreach=False)
+    other = search_of(series, mode=END, stage_epochs=1)
+    other.load_state_dict(state)
+    for optimizer in (other.update.weight_optimizer, other.update.architecture_optimizer):
+        assert [(group["fused"], group["foreach"]) for group in optimizer.param_groups] == [(False, True)]
+    run_to_end(other)
+    for got in (found := ending(other), expected):
+        got["best"] = {k: v for k, v in got["best"].items() if not k.endswith("optimizer")}  # as it was written
+    assert differences(found, expected) == []
 
 
 def test_a_checkpoint_of_another_search_is_refused(series, text, tmp_path):
