@@ -420,12 +420,12 @@ def _judge_modes(record: Record) -> Verdict:
     return _with_numbers(_compared(pairs), *controls)
 
 
-def _paper_trials(trials: int) -> Callable[[Scale], GrowingScale]:
-    """The chapter's scale with the paper's number of trials beyond ``quick``."""
+def _paper_trials(trials: int, fewer: tuple[str, ...]) -> Callable[[Scale], GrowingScale]:
+    """The chapter's scale with the paper's number of trials, but at some scales."""
 
     def scaled(scale: Scale) -> GrowingScale:
         own = growing_scale(scale)
-        return own if own.name == "quick" or own is scale else replace(own, seeds=trials)
+        return own if own.name in fewer or own is scale else replace(own, seeds=trials)
 
     return scaled
 
@@ -437,7 +437,7 @@ register(
         CHAPTER,
         series,
         {"growing.modes": _judge_modes},
-        scaled=_paper_trials(20),
+        scaled=_paper_trials(20, ("quick",)),
     )
 )
 
@@ -526,7 +526,7 @@ register(
         CHAPTER,
         language,
         {"growing.language": _judge_language, "growing.time": _judge_time},
-        scaled=_paper_trials(5),
+        scaled=_paper_trials(5, ("quick", "laptop")),
     )
 )
 
