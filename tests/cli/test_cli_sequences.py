@@ -119,6 +119,8 @@ BAD: dict[str, tuple[Any, str]] = {
                                "give a CSV file of daily closes"),
     "other columns to reproduce": (["reproduce", "growing-series", "--scale", "laptop", "--data", "prices.csv",
                                     "--out", "no"], "Unknown column 'GSPC'"),
+    "a file for embedded series": (["reproduce", "growing-series", "--data", "prices.csv", "--out", "no"],
+                                   "The scale 'quick' is measured on simulated-g7, which is embedded: leave out --"),
     # options of the wrong kind
     "an option of text": ([*CSV, "--lines", "1", "2", "3", "--out", "no"], "Unrecognized options: --lines, 1, 2, 3."),
     "an option of series": ([*TEXT, "--columns", "A", "--out", "no"],
