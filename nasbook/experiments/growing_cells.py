@@ -207,12 +207,14 @@ def _rounded(weights: dict[str, growing.CellWeights]) -> dict[str, growing.CellW
 
 
 def _searched(workplace: Workplace, config: growing_recurrent.Config, data: SequenceData, name: str) -> dict[str, Any]:
-    """A growing search: its course, its events and what it found."""
+    """A growing search: its course, its events and what it found. The first trial has cells for films, too."""
     search = growing_recurrent.Search(config, data, seed=workplace.seed)
     workplace.drive(search, f"search {name}")
     history = search.history
     phases = [(report.stage, report.tuning) for report in history]
-    ends = {0, len(history) - 1} | {i + j for i in range(len(phases) - 1) if phases[i] != phases[i + 1] for j in (0, 1)}
+    steps = [i for i in range(len(phases) - 1) if phases[i] != phases[i + 1]]
+    ends = {0, len(history) - 1, *steps, *(i + 1 for i in steps)}
+    drawn = ends if workplace.seed == 0 else set()
     course = [
         {
             "epoch": report.epoch,
@@ -223,7 +225,7 @@ def _searched(workplace: Workplace, config: growing_recurrent.Config, data: Sequ
             "train": round(report.train_loss, DIGITS),
             "validation": round(report.validation_loss, DIGITS),
             "seconds": round(report.seconds, 3),
-            **({"weights": _rounded(report.weights), "genotype": report.genotype.to_json()} if place in ends else {}),
+            **({"weights": _rounded(report.weights), "genotype": report.genotype.to_json()} if place in drawn else {}),
         }
         for place, report in enumerate(history)
     ]

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -180,8 +181,16 @@ def save_measurement(experiment: str, scale: Scale, measurement: Measurement, fo
         record = Record(experiment, record.scale, tuple(merged))
     content = {"format": FORMAT, "version": VERSION, **asdict(record)}
     with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        file.write((_readable(json.dumps(content, indent=1, allow_nan=False)) + "\n").encode())
     return path
+
+
+def _readable(text: str) -> str:
+    """Indented JSON with each list and object of plain values on one line: a curve has hundreds of them."""
+    # A line break stands between values only; in strings it is escaped.
+    return re.sub(
+        r"([\[{])\n\s*([^\[\]{}]*?)\n\s*([\]}])", lambda m: m[1] + re.sub(r"\n\s*", " ", m[2]) + m[3], text
+    )
 
 
 def earlier_record(experiment: str, scale: Scale, folder: str | os.PathLike[str]) -> Record | None:
