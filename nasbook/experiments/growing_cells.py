@@ -376,7 +376,7 @@ def _compared(pairs: list[Pair]) -> Verdict:
     half have the claimed sign, one of them significantly, and none has the other sign significantly.
     """
     differences = [higher - lower for _, lower, higher in pairs]
-    right = [difference.mean() > 0 for difference in differences]
+    right = [bool(difference.mean() > 0) for difference in differences]
     significant = [one_sided_p(difference) < LEVEL for difference in differences]
     against = [one_sided_p(-difference) < LEVEL for difference in differences]
     counted = (
@@ -586,7 +586,7 @@ def _judge_complexity(record: Record) -> Verdict:
             for one, other in zip(grown, largest, strict=True)
         ]
         ratio, share = np.log(costs["largest"] / costs["grown"]), np.exp(np.log(costs["grown"] / every).mean())
-        pairs.append((ratio.mean() > 0, one_sided_p(ratio) < LEVEL))
+        pairs.append((bool(ratio.mean() > 0), one_sided_p(ratio) < LEVEL))
         losses = [np.mean([min(found["validation"]) for found in many]) for many in (grown, largest)]
         nodes = "/".join(str(run["largest"]) for run in runs)
         texts.append(
