@@ -18,14 +18,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nasbook.networks.fused_recurrent_function import run_sequence
 from nasbook.networks.fused_recurrent_plans import Plan, plan_darts, plan_highway, plan_two_to_one
+from nasbook.networks.fused_recurrent_workspaces import run_sequence
 from nasbook.networks.recurrent_cells import DartsCell, HighwayCell, RecurrentCell, TwoToOneCell
-from nasbook.operations.recurrent import ACTIVATIONS, ActivatedMap, Gate
+from nasbook.operations.recurrent import ActivatedMap, Gate
 
 
 def _modules(edges: nn.ModuleDict, plan: Plan) -> list[Any] | None:
@@ -135,7 +134,7 @@ class FusedDartsCell(DartsCell):
         weights = [module.weight for module in modules[: len(plan.activated)]]
         if not _fits(self, inputs, coefficients, state, weights):
             return super().forward(inputs, coefficients, state)
-        fed = plan.workspaces.graph.fed
+        fed = plan.fed
         first, others = weights[:fed], weights[fed:]
         # Node 0 is [x; h]: its maps have columns for x, then for h.
         of_both = _below_each_other(first, inputs, self.inputs + self.hidden)
@@ -155,12 +154,12 @@ class FusedDartsCell(DartsCell):
 class FusedHighwayCell(HighwayCell):
     """A :class:`~nasbook.networks.HighwayCell` with the same parameters, computed node by node.
 
-    All that leaves a node is one matrix product, one gate and each activation once, by calls that autograd knows.
+    With batch norms it takes the readable way, and else where the others do.
     """
 
     def build(self) -> None:
         super().build()
-        self._plan = plan_highway(self.space, self.needed)
+        self._plan = plan_highway(self.space, self.needed, self.output, self.hidden)
 
     def forward(
         self,
@@ -169,40 +168,18 @@ class FusedHighwayCell(HighwayCell):
         state: Float[Tensor, "batch hidden"] | None = None,
     ) -> Float[Tensor, "time batch hidden"]:
         maps = [self.nodes[str(node)] for node in self.needed]
-        if not _fits(self, inputs, coefficients, state, (self.initial, *maps)):
+        if type(self.norm) is not nn.Identity or not _fits(self, inputs, coefficients, state, (self.initial, *maps)):
             return super().forward(inputs, coefficients, state)
-        plan, hidden = self._plan, self.hidden
-        entries = plan.mixing(coefficients).split(plan.sizes)
-        mixes = [part.view(len(names) + 1, -1, 1) for part, names in zip(entries, plan.operations, strict=True)]
-        below = torch.cat(maps).T
-        later = [below[:, 2 * hidden * place :] for place in range(len(maps))]
-        of_inputs, of_state = self.initial.split([self.inputs, hidden], dim=1)
-        h = inputs.new_zeros(inputs.shape[1], hidden) if state is None else state
-        states = []
-        for fed in F.linear(inputs, of_inputs).unbind():
-            gate, change = torch.addmm(fed, h, of_state.T).chunk(2, dim=-1)
-            values = [self.norm(h + gate.sigmoid() * (change.tanh() - h))]
-            arriving = torch.zeros((), dtype=h.dtype, device=h.device).expand(len(h), len(maps), hidden)
-            for names, mix, map_of in zip(plan.operations, mixes, later, strict=True):
-                arriving = arriving + self._sent(values[-1], names, mix, map_of)
-                values.append(self.norm(arriving[:, 0]))
-                arriving = arriving[:, 1:]
-            nodes = dict(zip((0, *self.needed), values, strict=True))
-            h = torch.stack([nodes[node] for node in self.output]).mean(0)
-            states.append(h)
-        return torch.stack(states)
-
-    def _sent(
-        self, s: Float[Tensor, "batch hidden"], names: Sequence[str], mix: Tensor, maps: Tensor
-    ) -> Float[Tensor, "batch targets hidden"]:
-        """What a node with value s sends to all later ones: w s + σ(c) (Σ w_k φ_k(a) − w s), w the sum of all w_k."""
-        gate, change = (s @ maps).view(len(s), -1, 2, self.hidden).unbind(2)
-        *own, total = mix.unbind()
-        unchanged = s.unsqueeze(1) * total
-        changed = -unchanged
-        for name, weight in zip(names, own, strict=True):
-            changed = torch.addcmul(changed, change if name == "identity" else ACTIVATIONS[name](change), weight)
-        return torch.addcmul(unchanged, gate.sigmoid(), changed)
+        of_inputs, of_state = self.initial.split([self.inputs, self.hidden], dim=1)
+        return run_sequence(
+            self._plan.workspaces,
+            inputs,
+            inputs.new_zeros(inputs.shape[1], self.hidden) if state is None else state,
+            of_inputs,
+            of_state,
+            torch.cat(maps),
+            self._plan.mixing(coefficients),
+        )
 
 
 def _below_each_other(maps: Sequence[Tensor], like: Tensor, width: int) -> Float[Tensor, "rows width"]:

@@ -1,4 +1,4 @@
-"""A recurrent cell over a whole sequence, as one differentiable function with its backward pass written out.
+"""The Two-to-One and the DARTS cell over a whole sequence, with their backward pass written out.
 
 Notation: T time steps, B examples, H hidden units, N nodes besides node 0, which is h_{t-1}; the last one is h_t. A
 node's value is
@@ -11,21 +11,14 @@ into the coefficient and −1 into the level. Maps are stacked in blocks of H ro
 activation are ordered by the node that they leave, and there those with a sigmoid come before those with a ReLU.
 
 All that depends on x only is one product before the loop over time, and the gradients of maps and coefficients are
-products after the loop of the backward pass. In between, there is a handful of calls for each node and time step. A
-cell with few units is through with such a call sooner than Python has made its arguments. So tensors, views and calls
-are made once for sequences of one shape, in a :class:`Workspace`, and used again in the passes that follow.
-
-When the backward pass is itself to be differentiated (``create_graph``), it runs a plain forward pass under autograd
-and differentiates that.
+products after the loop of the backward pass. In between, there is a handful of calls for each node and time step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from nasbook.networks.fused_recurrent_workspaces import Call, Computation, Kind, Workspace, ordinary_tensors
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Graph:
-    """What :func:`run_sequence` computes, apart from its tensors."""
+class Graph(Computation):
+    """A cell whose nodes sum up what enters them."""
 
     hidden: int
     """H."""
@@ -112,6 +107,41 @@ class Graph:
         return Mix(activated, [part.view(-1, 1) for part in parts[1::2]], linear, levels)
 
 
+    def workspace(self, kind: Kind) -> Workspace:
+        return NodeWorkspace(self, kind)
+
+    def plain(self, *tensors: Any) -> Float[Tensor, "time batch hidden"]:
+        inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = Arguments(*tensors)
+        hidden = self.hidden
+        mix, factors = self.mix(coefficients), coefficients.new_tensor(self.factors)
+        fed = F.linear(inputs, input_maps, biases)
+        linear = F.linear(inputs, linear_maps).unflatten(-1, (len(mix.linear), hidden)) * mix.linear[:, None]
+        states = []
+        for step in range(len(inputs)):
+            values = [state, *(level.expand_as(state) for level in mix.levels)]
+            for place, source in enumerate(self.sources):
+                s = values[place]
+                block, rows = self.blocks[place], self.rows[place]
+                received = [torch.zeros_like(s)] * source.targets
+                if source.candidates:
+                    a = s @ state_maps[rows].T
+                    if block.stop <= self.fed:
+                        a = a + fed[step][:, rows]
+                    parts = (a.unflatten(-1, (source.candidates, hidden)) * factors[block, None]).movedim(1, 0)
+                    activated = torch.cat([parts[: source.bounded].sigmoid(), parts[source.bounded :].relu()])
+                    received = list(torch.tensordot(mix.activated[place], activated, 1))
+                if source.identity:
+                    received = [part + c * s for part, c in zip(received, mix.identity[place], strict=True)]
+                if source.sums + source.products:
+                    images = linear[step][:, self.linear_blocks[place]]
+                    received[0] = received[0] + images[:, : source.sums].sum(1) + images[:, source.sums :].sum(1) * s
+                for target, part in enumerate(received, place + source.first):
+                    values[target] = values[target] + part
+            state = values[-1]
+            states.append(state)
+        return torch.stack(states)
+
+
 class Mix(NamedTuple):
     """All coefficients."""
 
@@ -125,61 +155,24 @@ class Mix(NamedTuple):
     """Of all nodes but node 0."""
 
 
-def run_sequence(
-    workspaces: Workspaces,
-    inputs: Float[Tensor, "time batch inputs"],
-    state: Float[Tensor, "batch hidden"],
-    input_maps: Float[Tensor, "fed inputs"],
-    biases: Float[Tensor, "fed"] | None,
-    linear_maps: Float[Tensor, "linear inputs"],
-    state_maps: Float[Tensor, "activated hidden"],
-    coefficients: Float[Tensor, "coefficients"],
-) -> Float[Tensor, "time batch hidden"]:
-    """The values of the last node after every time step.
+class Arguments(NamedTuple):
+    """What a pass gets."""
 
-    Args:
-        workspaces: what runs, with what earlier passes have left.
-        inputs: x_t.
-        state: h before the first step.
-        input_maps: B of the first ``fed`` candidates with an activation.
-        biases: their b.
-        linear_maps: S and P of all sums and products; for every source the sums come first.
-        state_maps: A of all candidates with an activation.
-        coefficients: for every source, as many as its ``sizes`` say; then those of all sums and products, in the
-            order of the maps; then the levels of all nodes.
-    """
-    tensors = (inputs, state, input_maps, biases, linear_maps, state_maps, coefficients)
-    if torch.is_grad_enabled():
-        return _Sequence.apply(workspaces, *tensors)
-    loan = workspaces.lend(inputs)
-    return loan.workspace.forward(*tensors)
-
-
-class _Sequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, workspaces: Workspaces, *tensors: Any) -> Tensor:
-        ctx.loan = workspaces.lend(tensors[0])
-        states = ctx.loan.workspace.forward(*tensors)
-        ctx.inputs = len(tensors)
-        ctx.set_materialize_grads(False)
-        # What the workspace keeps is there anyhow; but who asks autograd what is kept should hear of it.
-        ctx.save_for_backward(*tensors, *ctx.loan.workspace.kept)
-        return states
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None:
-            return (None,) * (1 + ctx.inputs)
-        tensors = ctx.saved_tensors[: ctx.inputs]
-        needed = ctx.needs_input_grad[1:]
-        if not torch.is_grad_enabled():
-            return None, *ctx.loan.workspace.backward(tensors, gradient, _Needs(*needed))
-        # Views, so that a tensor that comes in twice counts once in each place.
-        views = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-        states = plain_sequence(ctx.loan.workspace.graph, *views)
-        wanted = [view for view, need in zip(views, needed, strict=True) if need and view is not None]
-        found = iter(torch.autograd.grad(states, wanted, gradient, create_graph=True, materialize_grads=True))
-        return None, *(next(found) if need else None for need in needed)
+    inputs: Float[Tensor, "time batch inputs"]
+    """x_t."""
+    state: Float[Tensor, "batch hidden"]
+    """h before the first step."""
+    input_maps: Float[Tensor, "fed inputs"]
+    """B of the first ``fed`` candidates with an activation."""
+    biases: Float[Tensor, "fed"] | None
+    """Their b."""
+    linear_maps: Float[Tensor, "linear inputs"]
+    """S and P of all sums and products; for every source the sums come first."""
+    state_maps: Float[Tensor, "activated hidden"]
+    """A of all candidates with an activation."""
+    coefficients: Float[Tensor, "coefficients"]
+    """For every source, as many as its ``sizes`` say; then those of all sums and products, in the order of the maps;
+    then the levels of all nodes."""
 
 
 class _Needs(NamedTuple):
@@ -194,44 +187,8 @@ class _Needs(NamedTuple):
     coefficients: bool
 
 
-def plain_sequence(graph: Graph, *tensors: Any) -> Float[Tensor, "time batch hidden"]:
-    """:func:`run_sequence` by differentiable calls, with the same tensors."""
-    inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = tensors
-    hidden = graph.hidden
-    mix, factors = graph.mix(coefficients), coefficients.new_tensor(graph.factors)
-    fed = F.linear(inputs, input_maps, biases)
-    linear = F.linear(inputs, linear_maps).unflatten(-1, (len(mix.linear), hidden)) * mix.linear[:, None]
-    states = []
-    for step in range(len(inputs)):
-        values = [state, *(level.expand_as(state) for level in mix.levels)]
-        for place, source in enumerate(graph.sources):
-            s = values[place]
-            block, rows = graph.blocks[place], graph.rows[place]
-            received = [torch.zeros_like(s)] * source.targets
-            if source.candidates:
-                a = s @ state_maps[rows].T
-                if block.stop <= graph.fed:
-                    a = a + fed[step][:, rows]
-                parts = (a.unflatten(-1, (source.candidates, hidden)) * factors[block, None]).movedim(1, 0)
-                activated = torch.cat([parts[: source.bounded].sigmoid(), parts[source.bounded :].relu()])
-                received = list(torch.tensordot(mix.activated[place], activated, 1))
-            if source.identity:
-                received = [part + c * s for part, c in zip(received, mix.identity[place], strict=True)]
-            if source.sums + source.products:
-                images = linear[step][:, graph.linear_blocks[place]]
-                received[0] = received[0] + images[:, : source.sums].sum(1) + images[:, source.sums :].sum(1) * s
-            for target, part in enumerate(received, place + source.first):
-                values[target] = values[target] + part
-        state = values[-1]
-        states.append(state)
-    return torch.stack(states)
-
-
-Call = Callable[[], object]
-
-
-class Workspace:
-    """The tensors of a pass over sequences of one shape, and the calls of its loops, one after another.
+class NodeWorkspace(Workspace):
+    """What a pass of a :class:`Graph` needs.
 
     Values stand in one row: the first state, then all nodes of the first step, of the second step and so on. So h_t is
     there once, as the last node of its step and as node 0 of the next. Gradients of values stand likewise.
@@ -260,17 +217,8 @@ class Workspace:
         self.kept = [self.values, self.linear, self.activated, *self.scales]
         self.before, self.loop = self._forward_calls()
 
-    def forward(
-        self,
-        inputs: Tensor,
-        state: Tensor,
-        input_maps: Tensor,
-        biases: Tensor | None,
-        linear_maps: Tensor,
-        state_maps: Tensor,
-        coefficients: Tensor,
-    ) -> Float[Tensor, "time batch hidden"]:
-        """The states; see :func:`run_sequence`."""
+    def forward(self, *tensors: Any) -> Float[Tensor, "time batch hidden"]:
+        inputs, state, input_maps, biases, linear_maps, state_maps, coefficients = Arguments(*tensors)
         nodes = self.graph.nodes
         flat = inputs.reshape(-1, inputs.shape[2])
         self.coefficients.copy_(coefficients)
@@ -361,12 +309,12 @@ class Workspace:
 
     @functools.cached_property
     def _back(self) -> _Back:
-        with _ordinary_tensors():
+        with ordinary_tensors():
             return _Back(self)
 
-    def backward(self, tensors: Sequence[Any], gradient: Tensor, needs: _Needs) -> list[Tensor | None]:
-        """Gradients of all tensors that :meth:`forward` got, in their order."""
+    def backward(self, tensors: Sequence[Any], gradient: Tensor, needed: Sequence[bool]) -> Sequence[Tensor | None]:
         inputs, _, input_maps, _, linear_maps, state_maps, _ = tensors
+        needs = _Needs(*needed)
         nodes, hidden = self.graph.nodes, self.graph.hidden
         back = self._back
         back.state_maps.copy_(state_maps)
@@ -428,7 +376,7 @@ class Workspace:
 class _Back:
     """What a workspace needs for the backward pass."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: NodeWorkspace) -> None:
         self.workspace = workspace
         graph, steps, batch = workspace.graph, workspace.steps, workspace.batch
         self.state_maps = torch.empty_like(workspace.state_maps)
@@ -501,69 +449,6 @@ class _Back:
 def _products(gradients: Float[Tensor, "examples rows"], x: Float[Tensor, "examples inputs"]) -> Tensor:
     """The gradient of a map: the sum over all examples. This way round it is faster for few inputs."""
     return (x.T @ gradients).T.contiguous()
-
-
-@contextlib.contextmanager
-def _ordinary_tensors() -> Iterator[None]:
-    """Tensors made here may be used in passes of every mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-class Loan:
-    """A workspace in use. It goes back when nothing refers to the loan any more."""
-
-    def __init__(self, workspaces: Workspaces, workspace: Workspace) -> None:
-        self.workspaces = workspaces
-        self.workspace = workspace
-
-    def __del__(self) -> None:
-        self.workspaces.free.append(self.workspace)
-
-
-class Workspaces:
-    """What a cell computes, and the last workspaces that its passes have left. A copy begins without any.
-
-    Args:
-        graph: what the cell computes.
-    """
-
-    most = 4
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.free: deque[Workspace] = deque(maxlen=self.most)
-
-    def __reduce__(self) -> tuple[type[Workspaces], tuple[Graph]]:
-        return Workspaces, (self.graph,)
-
-    def lend(self, inputs: Float[Tensor, "time batch inputs"]) -> Loan:
-        """A free workspace for these inputs, or a new one."""
-        kind = Kind.of(inputs)
-        for workspace in list(self.free):
-            if workspace.kind == kind:
-                with contextlib.suppress(ValueError):  # another thread has it
-                    self.free.remove(workspace)
-                    return Loan(self, workspace)
-        with _ordinary_tensors():
-            return Loan(self, Workspace(self.graph, kind))
-
-
-class Kind(NamedTuple):
-    """What passes have to agree in to share a workspace."""
-
-    steps: int
-    batch: int
-    dtype: torch.dtype
-    device: torch.device
-    stream: int
-    """On CUDA: work of another stream may not have finished yet."""
-
-    @classmethod
-    def of(cls, inputs: Float[Tensor, "time batch inputs"]) -> Kind:
-        """That of some inputs."""
-        stream = torch.cuda.current_stream(inputs.device).cuda_stream if inputs.is_cuda else 0
-        return cls(inputs.shape[0], inputs.shape[1], inputs.dtype, inputs.device, stream)
 
 
 def _one_after_another(counts: Sequence[int]) -> tuple[slice, ...]:

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.genotypes import ZERO, Space
-from nasbook.networks.fused_recurrent_function import Graph, Source, Workspaces
+from nasbook.networks.fused_recurrent_function import Graph, Source
+from nasbook.networks.fused_recurrent_highway import HighwayGraph, HighwaySource
+from nasbook.networks.fused_recurrent_workspaces import Workspaces
 from nasbook.operations.recurrent import ActivatedMap, Gate, Product, StateIdentity, StateZero, Sum, operation_of
 
 BOUNDED = ("sigmoid", "tanh")
@@ -75,6 +77,8 @@ class Plan:
 
     workspaces: Workspaces
     """What :func:`run_sequence` computes."""
+    fed: int
+    """So many of the candidates with an activation, the first ones, read x."""
     activated: tuple[Place, ...]
     """Candidates with an activation, in the order of their blocks."""
     linear: tuple[Place, ...]
@@ -112,7 +116,7 @@ def plan_two_to_one(space: Space, needed: Sequence[int], hidden: int) -> Plan:
         mixing.add([place])
     _add_levels(mixing, activated, len(sources))
     graph = Graph(hidden, tuple(sources), len(activated), tuple(place.factor for place in activated))
-    return Plan(Workspaces(graph), tuple(activated), tuple(linear), (), mixing)
+    return Plan(Workspaces(graph), graph.fed, tuple(activated), tuple(linear), (), mixing)
 
 
 def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
@@ -138,46 +142,41 @@ def plan_darts(space: Space, needed: Sequence[int], hidden: int) -> Plan:
         others += [place for place in places if place not in blocks]
     _add_levels(mixing, activated, len(sources))
     graph = Graph(hidden, tuple(sources), sources[0].candidates, tuple(place.factor for place in activated))
-    return Plan(Workspaces(graph), tuple(activated), (), tuple(others), mixing)
+    return Plan(Workspaces(graph), graph.fed, tuple(activated), (), tuple(others), mixing)
 
 
 @dataclass(frozen=True)
 class HighwayPlan:
     """What a fused pass of a highway cell does, apart from its tensors."""
 
-    operations: tuple[tuple[str, ...], ...]
-    """For every node but the last needed one, what its edges have, besides zero."""
+    workspaces: Workspaces
+    """What :func:`run_sequence` computes."""
     mixing: Mixing
-    """Gives, for every such node, the coefficients of these operations, each on the edges to all later nodes; then the
-    sum of all on each of these edges."""
-    sizes: tuple[int, ...]
-    """For every such node, how many these are."""
+    """Gives the coefficients of :func:`run_sequence`."""
 
 
-def plan_highway(space: Space, needed: Sequence[int]) -> HighwayPlan:
-    """The plan of a highway cell. Edges that are left out have coefficients of zero."""
+def plan_highway(space: Space, needed: Sequence[int], output: Sequence[int], hidden: int) -> HighwayPlan:
+    """The plan of a highway cell without batch norms."""
     order = (0, *needed)
     mixing = Mixing(space)
-    operations, sizes = [], []
+    sources = []
     for source, node in enumerate(order[:-1]):
-        by_target = [
-            [
-                place
-                for place in (_leaving(space, (node, other), source, target) if (node, other) in space.edges else ())
-                if place.operation != ZERO
-            ]
-            for target, other in enumerate(order)
-            if target > source
-        ]
-        present = tuple(dict.fromkeys(place.operation for places in by_target for place in places))
-        for operation in present:
-            for places in by_target:
-                mixing.add((place for place in places if place.operation == operation), 1)
+        targets = [target for target, other in enumerate(order) if (node, other) in space.edges]
+        if not targets:  # all of its targets are not needed, and it is an output itself
+            targets = [source + 1]
+        by_target: list[list[Place]] = []
+        for target in range(targets[0], targets[-1] + 1):
+            edge = node, order[target]
+            found = _leaving(space, edge, source, target) if edge in space.edges else []
+            by_target.append([place for place in found if place.operation != ZERO])
+        operations = tuple(dict.fromkeys(place.operation for places in by_target for place in places))
         for places in by_target:
+            for operation in operations:
+                mixing.add((place for place in places if place.operation == operation), 1)
             mixing.add(places, 1)
-        operations.append(present)
-        sizes.append((len(present) + 1) * len(by_target))
-    return HighwayPlan(tuple(operations), mixing, tuple(sizes))
+        sources.append(HighwaySource(targets[0], len(by_target), operations))
+    graph = HighwayGraph(hidden, tuple(sources), tuple(order.index(node) for node in output))
+    return HighwayPlan(Workspaces(graph), mixing)
 
 
 KINDS: dict[str, type[nn.Module]] = {"identity": StateIdentity, ZERO: StateZero, "sum": Sum, "product": Product}

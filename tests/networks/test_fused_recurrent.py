@@ -22,9 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import nasbook.networks.fused_recurrent
 import nasbook.networks.fused_recurrent_function
-import nasbook.networks.fused_recurrent_plans
 from nasbook.genotypes import Space
 from nasbook.networks import RECURRENT_BACKBONES, RecurrentCell
 from nasbook.networks.fused_recurrent import FUSED_CELLS
@@ -36,9 +34,8 @@ BOUND = 1e-9
 """Largest difference between the two forms in float64, as a share of the tensor's largest number."""
 
 FUNCTION = nasbook.networks.fused_recurrent_function
-PLANS = nasbook.networks.fused_recurrent_plans
-BY_HAND = ("two-to-one", "darts")
-"""Backbones whose backward pass is written out."""
+OF_MODULES = ("two-to-one", "darts")
+"""Backbones whose candidates are modules."""
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -187,10 +184,11 @@ COPIES = Case(
 SPARSE = Case("darts", 4, left_out=((1, 3), (2, 4)), pools=(("tanh", "none"), ("relu",), *[("identity", "tanh-2")] * 3))
 SPREAD = Case("darts", 4, left_out=((2, 3), (1, 4)))
 SUM_ALONE = Case("two-to-one", 1, pools=(("sum",),))
+APART = Case("highway", 3, left_out=((1, 2), (1, 3)), output=(1, 3))
 SMALLER = Case("darts", 4, output=(2,), initial=False)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(case=cases())
 @example(case=Case("two-to-one"))
 @example(case=Case("darts"))
@@ -199,6 +197,7 @@ SMALLER = Case("darts", 4, output=(2,), initial=False)
 @example(case=SPREAD)
 @example(case=SMALLER)
 @example(case=SUM_ALONE)
+@example(case=APART)
 def test_values_and_gradients(case):
     readable, fused = case.cells()
     expected = results(readable, case)
@@ -209,7 +208,7 @@ def test_values_and_gradients(case):
         assert_same({"states": fused(**case.arguments())}, {"states": expected["states"]})
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(case=cases())
 @example(case=Case("two-to-one"))
 @example(case=Case("darts"))
@@ -234,7 +233,7 @@ def test_finite_differences(case):
 
     tensors = (*arguments.values(), *parameters.values())
     assert torch.autograd.gradcheck(states, tensors)
-    assert torch.autograd.gradgradcheck(states, tensors)
+    assert torch.autograd.gradgradcheck(states, tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", FUSED_CELLS)
@@ -263,7 +262,7 @@ FAULTS = {
     "slopes": (torch, "sign", lambda values, out: out.fill_(1)),
     "the gradients of maps": (FUNCTION, "_products", lambda gradients, x: (x.T @ gradients).T * (1 + 1e-8)),
     "a node late": (
-        FUNCTION.Workspace,
+        FUNCTION.NodeWorkspace,
         "of_node",
         lambda self, node, values: values[max(node - 1, 0) :: self.graph.nodes][: self.steps],
     ),
@@ -283,7 +282,7 @@ def test_a_planted_fault_is_found(fault):
 def test_a_fault_in_the_second_derivatives_is_found():
     case = Case("darts")
     readable, fused = case.cells()
-    right = FUNCTION.plain_sequence
+    right = FUNCTION.Graph.plain
 
     def wrong(graph, *tensors):
         *others, coefficients = tensors
@@ -291,7 +290,7 @@ def test_a_fault_in_the_second_derivatives_is_found():
 
     expected = results(readable, case, second=True)
     with (
-        mock.patch.object(FUNCTION, "plain_sequence", wrong),
+        mock.patch.object(FUNCTION.Graph, "plain", wrong),
         pytest.raises(AssertionError, match="differ by more"),
     ):
         assert_same(results(fused, case, second=True), expected)
@@ -316,8 +315,8 @@ def test_single_gradients(name, wanted):
     assert_same(found, {key: expected[key] for key in found})
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-def test_one_bias_alone(name):
+@pytest.mark.parametrize("name", OF_MODULES)
+def test_one_parameter_alone(name):
     case = Case(name)
     readable, fused = case.cells()
     expected = results(readable, case)
@@ -391,7 +390,7 @@ def test_the_same_tensor_as_two_arguments():
     assert_same(found[1], found[0])
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 def test_gradients_are_contiguous(name):
     """Optimisers update tensors of one layout together."""
     case = Case(name)
@@ -482,7 +481,7 @@ def free(cell) -> list:
     return list(cell._plan.workspaces.free)
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 def test_passes_that_wait_for_their_backward_pass_do_not_share(name):
     """Two graphs at once, taken back in either order; then the workspaces are used again."""
     first, second = Case(name, seed=1), Case(name, seed=2)
@@ -506,7 +505,7 @@ def test_passes_that_wait_for_their_backward_pass_do_not_share(name):
     assert set(map(id, free(fused))) == set(map(id, once))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 def test_results_outlive_their_workspace(name):
     """Also with one node, where the states are all the values there are."""
     for case in (Case(name), Case(name, 1, batch=1, hidden=1, inputs=1)):
@@ -520,7 +519,7 @@ def test_results_outlive_their_workspace(name):
         assert all(torch.equal(found[key], tensor) for key, tensor in kept.items())
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 def test_few_workspaces_are_kept(name):
     case = Case(name)
     readable, fused = case.cells()
@@ -529,10 +528,10 @@ def test_few_workspaces_are_kept(name):
         assert_same(results(fused, other), results(readable, other))
     assert len(free(fused)) == 4
     assert not free(copy.deepcopy(fused))
-    assert len(pickle.dumps(fused)) < 1.5 * len(pickle.dumps(readable)) + 3000
+    assert abs(len(pickle.dumps(fused)) - len(pickle.dumps(copy.deepcopy(fused)))) < 200
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 def test_threads_do_not_share(name):
     """Passes of one cell on several threads at once."""
     case = Case(name, steps=6)
@@ -567,7 +566,7 @@ class HalvedMap(ActivatedMap):
         return super().forward(z) / 2
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", OF_MODULES)
 @pytest.mark.parametrize("change", ["module", "hook", "hook before", "backward hook", "activation", "method"])
 def test_a_foreign_candidate_is_called(name, change):
     case = Case(name)
@@ -728,7 +727,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", FUSED_CELLS)
 @pytest.mark.parametrize("wanted", ["all", "coefficients"])
 def test_calls(name, wanted):
     """Small cells cost what their calls cost: not a third of the readable cell's may be left."""
