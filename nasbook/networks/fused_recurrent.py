@@ -51,12 +51,14 @@ def _fits(
 ) -> bool:
     """Whether all tensors are of the shapes and of the one type that the fused pass takes.
 
-    What does not fit is left to the readable cell, which computes it or says what is wrong.
+    What does not fit is left to the readable cell, which computes it or says what is wrong. So are subclasses of
+    tensors, which may have no numbers, as workspaces stay for later passes.
     """
     dtype, device = inputs.dtype, inputs.device
     space = cell.space
     return (
-        inputs.dim() == 3
+        type(inputs) in (Tensor, nn.Parameter)
+        and inputs.dim() == 3
         and inputs.shape[2] == cell.inputs
         and inputs.numel() > 0
         and dtype.is_floating_point
@@ -66,6 +68,7 @@ def _fits(
             tensor.dtype == dtype and tensor.device == device
             for tensor in (coefficients, *(() if state is None else (state,)), *weights)
         )
+        and torch.amp.autocast_mode.is_autocast_available(device.type)  # not on the meta device
         and not torch.is_autocast_enabled(device.type)
         and not torch._C._are_functorch_transforms_active()
     )

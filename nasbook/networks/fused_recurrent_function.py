@@ -106,7 +106,6 @@ class Graph(Computation):
         activated = [part.view(source.targets, -1) for part, source in zip(parts[::2], self.sources, strict=True)]
         return Mix(activated, [part.view(-1, 1) for part in parts[1::2]], linear, levels)
 
-
     def workspace(self, kind: Kind) -> Workspace:
         return NodeWorkspace(self, kind)
 
@@ -377,7 +376,6 @@ class _Back:
     """What a workspace needs for the backward pass."""
 
     def __init__(self, workspace: NodeWorkspace) -> None:
-        self.workspace = workspace
         graph, steps, batch = workspace.graph, workspace.steps, workspace.batch
         self.state_maps = torch.empty_like(workspace.state_maps)
         """Without the factors, which are in the slopes."""
@@ -413,14 +411,15 @@ class _Back:
             for product in range(products.start, products.stop):
                 part = self.for_mixed[:, :, product : product + 1]
                 self.mixed.append(partial(torch.mul, following, own, out=part))
-            lanes.append(self._return(place, source, next(scales) if source.products else None))
+            lanes.append(self._return(workspace, place, next(scales) if source.products else None))
         lanes.reverse()
         self.loop = [call for step in zip(*lanes, strict=True) for calls in step for call in calls]
 
-    def _return(self, place: int, source: Source, scale: Tensor | None) -> list[list[Call]]:
+    def _return(self, workspace: NodeWorkspace, place: int, scale: Tensor | None) -> list[list[Call]]:
         """What adds to a node's gradient all that its targets send back: calls for every time step, from the last."""
-        workspace = self.workspace
-        graph, count, mix = workspace.graph, source.candidates, workspace.mix
+        graph, mix = workspace.graph, workspace.mix
+        source = graph.sources[place]
+        count = source.candidates
         rows = graph.rows[place]
         slopes = self.slopes[:, graph.blocks[place]]
         for_parts = self.for_rows[..., rows].unflatten(-1, (count, graph.hidden)).transpose(1, 2)

@@ -259,7 +259,6 @@ class _Back:
     """
 
     def __init__(self, workspace: HighwayWorkspace) -> None:
-        self.workspace = workspace
         graph, kind = workspace.graph, workspace.kind
         steps, batch, hidden = kind.steps, kind.batch, graph.hidden
         like = workspace.values
@@ -296,7 +295,7 @@ class _Back:
             self.before.append(partial(slopes[1].mul_, lane.gates))
             self.slopes.append(slopes)
             self.passes.append(passes)
-        self.loop = [call for t in reversed(range(steps)) for call in self._step(t)]
+        self.loop = [call for t in reversed(range(steps)) for call in self._step(workspace, t)]
 
     def _gate_calls(self, gate: Tensor, change: Tensor, rest: Tensor, slope: Tensor) -> list[Call]:
         """1 − g, and d g (1 − g)."""
@@ -316,9 +315,9 @@ class _Back:
             return [partial(torch.addcmul, image, image, image, value=-1, out=slope)]
         return [partial(torch.mul, image, image, out=slope), partial(torch.sub, self.one, slope, out=slope)]
 
-    def _step(self, t: int) -> list[Call]:
+    def _step(self, workspace: HighwayWorkspace, t: int) -> list[Call]:
         """One time step."""
-        workspace, values = self.workspace, self.for_values[t]
+        values = self.for_values[t]
         graph, batch, hidden = workspace.graph, workspace.kind.batch, workspace.graph.hidden
         calls: list[Call] = [partial(torch.mul, workspace.share[:, None, None], self.for_states[t + 1], out=values)]
         for place, source in reversed(list(enumerate(graph.sources))):

@@ -78,7 +78,8 @@ class Loan:
         self.workspace = workspace
 
     def __del__(self) -> None:
-        self.workspaces.free.append(self.workspace)
+        if sum(tensor.numel() for tensor in self.workspace.kept) <= self.workspaces.largest:
+            self.workspaces.free.append(self.workspace)
 
 
 class Workspaces:
@@ -89,6 +90,9 @@ class Workspaces:
     """
 
     most = 4
+    """How many are kept."""
+    largest = 2**22
+    """A workspace that keeps more numbers is left to go: its memory is worth more than the time to make it again."""
 
     def __init__(self, computation: Computation) -> None:
         self.computation = computation

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +21,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nasbook.networks.fused_recurrent_function
+import nasbook.networks.fused_recurrent_workspaces
 from nasbook.genotypes import Space
 from nasbook.networks import RECURRENT_BACKBONES, RecurrentCell
 from nasbook.networks.fused_recurrent import FUSED_CELLS
@@ -34,6 +38,7 @@ BOUND = 1e-9
 """Largest difference between the two forms in float64, as a share of the tensor's largest number."""
 
 FUNCTION = nasbook.networks.fused_recurrent_function
+WORKSPACES = nasbook.networks.fused_recurrent_workspaces
 OF_MODULES = ("two-to-one", "darts")
 """Backbones whose candidates are modules."""
 
@@ -547,6 +552,43 @@ def test_threads_do_not_share(name):
     with ThreadPoolExecutor(4) as pool:
         for wanted, found in zip(expected, pool.map(states, seeds), strict=True):
             torch.testing.assert_close(found, wanted, rtol=BOUND, atol=BOUND)
+
+
+@pytest.mark.parametrize("name", FUSED_CELLS)
+def test_large_workspaces_are_not_kept(name):
+    case = Case(name)
+    readable, fused = case.cells()
+    with mock.patch.object(WORKSPACES.Workspaces, "largest", 10):
+        assert_same(results(fused, case), results(readable, case))
+    assert not free(fused)
+
+
+@pytest.mark.parametrize("name", FUSED_CELLS)
+def test_a_cell_that_is_gone_leaves_nothing_behind(name):
+    """No cycle keeps its workspaces until the garbage collector runs."""
+    case = Case(name)
+    _, fused = case.cells()
+    results(fused, case)
+    (workspace,) = map(weakref.ref, free(fused))
+    gc.disable()
+    try:
+        fused._plan.workspaces.free.clear()
+        assert workspace() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", FUSED_CELLS)
+def test_tensors_without_numbers(name):
+    """Fake tensors and the meta device give shapes, and don't disturb later passes."""
+    case = Case(name)
+    readable, fused = case.cells()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = {key: mode.from_tensor(tensor.detach()) for key, tensor in case.arguments().items()}
+        assert fused(**given).shape == (3, 2, 4)
+    meta = copy.deepcopy(fused).to("meta")
+    assert meta(**{key: tensor.detach().to("meta") for key, tensor in case.arguments().items()}).shape == (3, 2, 4)
+    assert_same(results(fused, case), results(readable, case))
 
 
 # --- stepping aside ---------------------------------------------------------------------------------------------------
