@@ -207,7 +207,7 @@ def _repeat_last(
             weight = cell.nodes[str(node)]  # type: ignore[index]
             # [c, a] = W s with a = s, so that the identity gives s + σ(c)·(s − s) = s.
             noise = sigma * torch.randn(cell.hidden, cell.hidden, generator=generator)
-            weight[cell.hidden :] = torch.eye(cell.hidden) + noise
+            weight[cell.hidden :] = torch.eye(cell.hidden).to(weight) + noise.to(weight)
 
 
 def changed(

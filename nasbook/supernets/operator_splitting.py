@@ -296,6 +296,6 @@ def _readable(network: RecurrentSearchNetwork | SearchNetwork) -> RecurrentSearc
         cell = readable.cell(kind)
         with torch.random.fork_rng(devices=[]):
             plain = backbone_of(kind).cell(cell.space, cell.inputs, cell.hidden, cell.output)
-        plain.to(next(cell.parameters())).load_state_dict(cell.state_dict())
+        plain.to(next(network.parameters())).load_state_dict(cell.state_dict())
         readable.body.layers[place] = plain
     return readable.requires_grad_()
