@@ -27,6 +27,7 @@ from nasbook.experiments.verdicts import LEVEL, Verdict, one_sided_p, trend
 from nasbook.genotypes import Genotype, random_genotype
 from nasbook.methods import GradientSearch, darts, growing, growing_recurrent
 from nasbook.networks import RECURRENT_BACKBONES, DerivedRecurrentNetwork, TorchRecurrentNetwork
+from nasbook.operations import operation_of
 from nasbook.seeding import fold_seed, generator
 from nasbook.supernets import OperatorRules
 from nasbook.training import SequenceFit, SequenceFitConfig
@@ -45,6 +46,7 @@ __all__ = [
     "least_loss",
     "operator_rules",
     "random_recurrent_cell",
+    "reads_input",
     "series_config",
     "series_data",
     "text_config",
@@ -203,11 +205,30 @@ def _rounded(weights: dict[str, growing.CellWeights]) -> dict[str, growing.CellW
     }
 
 
+def reads_input(genotype: str) -> bool:
+    """Whether the state of a derived cell depends on its input at all.
+
+    In the DARTS cell the identity passes h of [x; h] on, so that a cell that begins with it sees no x. In the
+    Two-to-One cell a product with a state of zeros is zero, and so is the next state.
+
+    Args:
+        genotype: JSON text of a recurrent genotype of one layer.
+    """
+    ((kind, cell),) = Genotype.from_json(genotype).cells
+    passing = "identity" if kind == "darts" else "product"
+    seeing: set[int] = set()
+    for edge in sorted(cell.edges, key=lambda edge: edge.target):
+        begins = edge.source == 0 or kind == "two-to-one"  # every node of the Two-to-One cell reads x
+        if edge.source in seeing or (begins and operation_of(edge.operation) != passing):
+            seeing.add(edge.target)
+    return bool(seeing & set(cell.output))
+
+
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
 def _searched(workplace: Workplace, config: growing_recurrent.Config, data: SequenceData, name: str) -> dict[str, Any]:
-    """A growing search: its course, its events and what it found. The first trial has cells for films, too."""
+    """A growing search: its course, its events and what it found. Seed 0 has cells for films, too."""
     search = growing_recurrent.Search(config, data, seed=workplace.seed)
     workplace.drive(search, f"search {name}")
     history = search.history
@@ -215,6 +236,7 @@ def _searched(workplace: Workplace, config: growing_recurrent.Config, data: Sequ
     steps = [i for i in range(len(phases) - 1) if phases[i] != phases[i + 1]]
     ends = {0, len(history) - 1, *steps, *(i + 1 for i in steps)}
     drawn = ends if workplace.seed == 0 else set()
+    first = max(place for place, report in enumerate(history) if report.stage == 1)  # UNGROWN_ROWS begin there
     course = [
         {
             "epoch": report.epoch,
@@ -225,7 +247,8 @@ def _searched(workplace: Workplace, config: growing_recurrent.Config, data: Sequ
             "train": round(report.train_loss, DIGITS),
             "validation": round(report.validation_loss, DIGITS),
             "seconds": round(report.seconds, 3),
-            **({"weights": _rounded(report.weights), "genotype": report.genotype.to_json()} if place in drawn else {}),
+            **({"weights": _rounded(report.weights)} if place in drawn else {}),
+            **({"genotype": report.genotype.to_json()} if place in drawn | {first} else {}),
         }
         for place, report in enumerate(history)
     ]
@@ -366,7 +389,9 @@ Pair = tuple[str, Float[np.ndarray, " trials"], Float[np.ndarray, " trials"]]
 def _difference(pair: Pair) -> str:
     text, lower, higher = pair
     difference = higher - lower
-    return f"{text} by {difference.mean():+.4f} (p = {one_sided_p(difference):.2g})"
+    # One cell that explodes decides a mean over 20 trials: the median says what is usual.
+    median = np.median(difference)
+    return f"{text} by {difference.mean():+.4f} (median {median:+.4f}, p = {one_sided_p(difference):.2g})"
 
 
 def _compared(pairs: list[Pair]) -> Verdict:
@@ -389,7 +414,7 @@ def _compared(pairs: list[Pair]) -> Verdict:
 
 
 def _beside(record: Record, place: str) -> str:
-    """What the losses at a place are to be seen against: no growth, no search, and the test part."""
+    """What the losses at a place are to be seen against: no growth, no search, cells that can't work, the test part."""
     pairs = []
     for controls in (UNGROWN_ROWS, RANDOM_ROWS):
         for control, row in controls.items():
@@ -399,7 +424,11 @@ def _beside(record: Record, place: str) -> str:
     tests = ", ".join(
         f"{row} {np.mean([values['test'] for values in _of(record, place, row)]):.4f}" for row in (*ROWS, "LSTM")
     )
-    return f"{'; '.join(_difference(pair) for pair in pairs)}; test losses {tests}"
+    searched = (*ROWS, *RANDOM_ROWS)
+    blind = {row: sum(not reads_input(values["genotype"]) for values in _of(record, place, row)) for row in searched}
+    named = ", ".join(f"{row} {count}" for row, count in blind.items() if count) or "none"
+    numbers = "; ".join(_difference(pair) for pair in pairs)
+    return f"{numbers}; cells that never read their input: {named}; test losses {tests}"
 
 
 def _with_numbers(verdict: Verdict, *more: str) -> Verdict:
