@@ -78,8 +78,7 @@ class Loan:
         self.workspace = workspace
 
     def __del__(self) -> None:
-        if sum(tensor.numel() for tensor in self.workspace.kept) <= self.workspaces.largest:
-            self.workspaces.free.append(self.workspace)
+        self.workspaces.give_back(self.workspace)
 
 
 class Workspaces:
@@ -91,8 +90,8 @@ class Workspaces:
 
     most = 4
     """How many are kept."""
-    largest = 2**22
-    """A workspace that keeps more numbers is left to go: its memory is worth more than the time to make it again."""
+    most_numbers = 2**24
+    """How many numbers they may have from forward passes, all together; the backward pass has about as many again."""
 
     def __init__(self, computation: Computation) -> None:
         self.computation = computation
@@ -111,6 +110,15 @@ class Workspaces:
                     return Loan(self, workspace)
         with ordinary_tensors():
             return Loan(self, self.computation.workspace(kind))
+
+    def give_back(self, workspace: Workspace) -> None:
+        """Keeps a workspace for later passes, and lets the oldest ones go where there is too much."""
+        self.free.append(workspace)
+        numbers = [sum(tensor.numel() for tensor in each.kept) for each in list(self.free)]
+        while sum(numbers) > self.most_numbers:
+            with contextlib.suppress(IndexError):  # another thread has it
+                self.free.popleft()
+            del numbers[0]
 
 
 def run_sequence(workspaces: Workspaces, *tensors: Any) -> Float[Tensor, "time batch hidden"]:

@@ -558,9 +558,18 @@ def test_threads_do_not_share(name):
 def test_large_workspaces_are_not_kept(name):
     case = Case(name)
     readable, fused = case.cells()
-    with mock.patch.object(WORKSPACES.Workspaces, "largest", 10):
-        assert_same(results(fused, case), results(readable, case))
+    longer = dataclasses.replace(case, steps=4)
+    expected = [results(readable, each) for each in (case, longer)]
+    with mock.patch.object(WORKSPACES.Workspaces, "most_numbers", 10):
+        assert_same(results(fused, case), expected[0])
     assert not free(fused)
+    results(fused, case)
+    (kept,) = free(fused)
+    numbers = sum(tensor.numel() for tensor in kept.kept)
+    with mock.patch.object(WORKSPACES.Workspaces, "most_numbers", 2 * numbers):
+        assert_same(results(fused, longer), expected[1])
+    (other,) = free(fused)
+    assert other is not kept and other.kind.steps == 4  # the older one went
 
 
 @pytest.mark.parametrize("name", FUSED_CELLS)
