@@ -414,21 +414,14 @@ def _compared(pairs: list[Pair]) -> Verdict:
 
 
 def _beside(record: Record, place: str) -> str:
-    """What the losses at a place are to be seen against: no growth, no search, cells that can't work, the test part."""
-    pairs = []
-    for controls in (UNGROWN_ROWS, RANDOM_ROWS):
-        for control, row in controls.items():
-            pairs.append((f"{row} below {control}", least_loss(record, place, row), least_loss(record, place, control)))
-    old, new = RANDOM_ROWS
-    pairs.append((f"{new} below {old}", least_loss(record, place, new), least_loss(record, place, old)))
-    tests = ", ".join(
-        f"{row} {np.mean([values['test'] for values in _of(record, place, row)]):.4f}" for row in (*ROWS, "LSTM")
-    )
-    searched = (*ROWS, *RANDOM_ROWS)
-    blind = {row: sum(not reads_input(values["genotype"]) for values in _of(record, place, row)) for row in searched}
+    """What the losses at a place are to be seen against: the same without growth, and cells that can't work."""
+    pairs = [
+        (f"{row} below {control}", least_loss(record, place, row), least_loss(record, place, control))
+        for control, row in UNGROWN_ROWS.items()
+    ]
+    blind = {row: sum(not reads_input(values["genotype"]) for values in _of(record, place, row)) for row in ROWS}
     named = ", ".join(f"{row} {count}" for row, count in blind.items() if count) or "none"
-    numbers = "; ".join(_difference(pair) for pair in pairs)
-    return f"{numbers}; cells that never read their input: {named}; test losses {tests}"
+    return f"{'; '.join(map(_difference, pairs))}; searched cells that never read their input: {named}"
 
 
 def _with_numbers(verdict: Verdict, *more: str) -> Verdict:
