@@ -51,6 +51,7 @@ __all__ = [
     "series_data",
     "text_config",
     "text_data",
+    "weight_epochs",
 ]
 
 CHAPTER = "06-growing-recurrent-cells"
