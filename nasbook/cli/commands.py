@@ -189,7 +189,7 @@ def _growing_cells(name: str) -> tuple[list[Any], list[Any]] | None:
         InvalidInput: the result is of another command, or incomplete.
     """
     from nasbook.methods import SEQUENCE_METHODS
-    from nasbook.methods.growing import CellEvent
+    from nasbook.methods.growing_search import CellEvent
 
     try:
         content = json.loads(Path(name).read_text(encoding="utf-8"))

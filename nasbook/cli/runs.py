@@ -49,7 +49,7 @@ def drive_run(run: Any, options: RunOptions, label: str) -> None:
 
 def write_found_cells(search: Any, result: Any, out: Path) -> None:
     """Writes genotype.json and result.json of a search, and prints its cells and how they changed, if they did."""
-    from nasbook.methods.growing import GrowingSearch
+    from nasbook.methods.growing_search import GrowingSearch
 
     result.genotype.save(out / "genotype.json")
     content = {**search.header(), "history": curves(search.history)}
@@ -65,7 +65,7 @@ def write_found_cells(search: Any, result: Any, out: Path) -> None:
 
 
 def event_in_words(event: Any) -> str:
-    """One line about a :class:`~nasbook.methods.growing.CellEvent`."""
+    """One line about a :class:`~nasbook.methods.growing_search.CellEvent`."""
     what = {"node": "one more node", "prune": "pruned", "stop": "no gain, so back to the stage before"}
     changes = (f"{change['what']} {change['candidate']}" for change in event.operations)
     said = what.get(event.what) or f"{event.what}: {', '.join(changes)}"

@@ -25,7 +25,7 @@ from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.experiments.scale import GrowingScale, Scale, growing_scale
 from nasbook.experiments.verdicts import LEVEL, Verdict, one_sided_p, trend
 from nasbook.genotypes import Genotype, random_genotype
-from nasbook.methods import GradientSearch, darts, growing, growing_recurrent
+from nasbook.methods import GradientSearch, darts, growing, growing_recurrent, growing_search
 from nasbook.networks import RECURRENT_BACKBONES, DerivedRecurrentNetwork, TorchRecurrentNetwork
 from nasbook.operations import operation_of
 from nasbook.seeding import fold_seed, generator
@@ -149,7 +149,7 @@ def _first_series(workplace: Workplace) -> SeriesData:
 
 
 def series_config(
-    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing.Mode, hidden: int
+    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing_search.Mode, hidden: int
 ) -> growing_recurrent.Config:
     """How cells grow on series at a scale."""
     rate, architecture_rate = scale.series_rates
@@ -168,7 +168,7 @@ def series_config(
 
 
 def text_config(
-    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing.Mode, nodes: int
+    scale: GrowingScale, backbone: growing_recurrent.BackboneName, mode: growing_search.Mode, nodes: int
 ) -> growing_recurrent.Config:
     """How cells grow on text at a scale, from so many nodes."""
     rate, architecture_rate = scale.text_rates
@@ -199,7 +199,7 @@ DIGITS = 6
 """Decimals of losses and weights in records."""
 
 
-def _rounded(weights: dict[str, growing.CellWeights]) -> dict[str, growing.CellWeights]:
+def _rounded(weights: dict[str, growing_search.CellWeights]) -> dict[str, growing_search.CellWeights]:
     return {
         kind: [(source, target, {name: round(w, DIGITS) for name, w in own.items()}) for source, target, own in edges]
         for kind, edges in weights.items()

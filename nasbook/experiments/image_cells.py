@@ -18,6 +18,7 @@ from nasbook.methods import (
     entrannas,
     entrannas_dst,
     growing,
+    growing_search,
     milenas,
     pc_darts,
     pr_darts,
@@ -148,7 +149,7 @@ def _search_settings(scale: Scale, epochs: int | None = None) -> dict[str, Any]:
     }
 
 
-def growing_config(scale: Scale, mode: growing.Mode = "prune-each-stage") -> growing.Config:
+def growing_config(scale: Scale, mode: growing_search.Mode = "prune-each-stage") -> growing.Config:
     """How the convolutional cell grows at a scale; it begins with two nodes."""
     own = growing_scale(scale)
     return growing.Config(

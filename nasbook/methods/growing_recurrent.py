@@ -1,6 +1,7 @@
 """Growing recurrent cells: the DARTS and the Two-to-One backbone on series and text (growing-darts; Chapter 6).
 
-Algorithm 2 is :class:`nasbook.methods.growing.GrowingSearch`; here are the backbones, the data and the paper's numbers.
+The loop of Algorithm 2 is :class:`nasbook.methods.growing_search.GrowingSearch`; here are the backbones, the data and
+the paper's numbers.
 
 What the paper leaves open, and what we do:
 
@@ -24,7 +25,7 @@ from nasbook.data import SequenceData, SequenceLoader
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import Space
 from nasbook.methods import darts
-from nasbook.methods.growing import GrowingSearch, GrowthPlan
+from nasbook.methods.growing_search import GrowingSearch, GrowthPlan
 from nasbook.methods.search import search_header
 from nasbook.networks import RECURRENT_BACKBONES, RECURRENT_ENGINES, RecurrentEngineName, backbone_of
 from nasbook.seeding import fold_seed

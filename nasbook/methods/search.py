@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -91,21 +91,7 @@ class GradientSearch(Run, ABC):
             torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
             self.network = self.build_network().to(device)
         check_classes(self.network, data)
-        shares = self.shares()
-        parts = data.split(tuple(shares.values()), seed=fold_seed(seed, "split"))
-        self.loaders = tuple(
-            Loader(
-                data.train_images[indices],
-                data.train_labels[indices],
-                config.batch_size,
-                mean=data.mean,
-                std=data.std,
-                augmentation=data.augmentation,
-                seed=fold_seed(seed, name),
-                part=(processes.rank(), processes.count()),
-            )
-            for indices, name in zip(parts, shares, strict=True)
-        )
+        self.loaders = image_loaders(data, self.shares(), config.batch_size, seed)
         super().__init__(config.epochs, len(self.loaders[0]), seed, device)
         self.share_norms(config.normalize_by)
         self.update = self.build_update()
@@ -177,6 +163,27 @@ class GradientSearch(Run, ABC):
         for optimizer in (self.update.weight_optimizer, self.update.architecture_optimizer):
             for group in optimizer.param_groups:
                 group.update(optimizer_form(self.device))  # this run's own, wherever the checkpoint was written
+
+
+def image_loaders(data: ImageData, shares: Mapping[str, float], batch_size: int, seed: int) -> tuple[Loader, ...]:
+    """One loader for each share of the training images, by name; each with an order and an augmentation of its own.
+
+    Of several processes, this one's part of every batch.
+    """
+    parts = data.split(tuple(shares.values()), seed=fold_seed(seed, "split"))
+    return tuple(
+        Loader(
+            data.train_images[indices],
+            data.train_labels[indices],
+            batch_size,
+            mean=data.mean,
+            std=data.std,
+            augmentation=data.augmentation,
+            seed=fold_seed(seed, name),
+            part=(processes.rank(), processes.count()),
+        )
+        for indices, name in zip(parts, shares, strict=True)
+    )
 
 
 EXECUTION = frozenset({"engine", "recompute_cells"})

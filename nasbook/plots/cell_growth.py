@@ -71,7 +71,7 @@ class StageEpoch(Protocol):
 
 @runtime_checkable
 class StageEvent(Protocol):
-    """The part of a change of the cell that figures read: :class:`nasbook.methods.growing.CellEvent`."""
+    """The part of a change of the cell that figures read: :class:`nasbook.methods.growing_search.CellEvent`."""
 
     @property
     def epoch(self) -> int:

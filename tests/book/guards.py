@@ -349,7 +349,7 @@ EVERYWHERE = {"errors", "seeding", "files", "processes", "__version__"}
 BUILDS_ON: dict[str, set[str]] = {
     "darts": set(),
     "growing": {"darts"},
-    "growing_recurrent": {"darts", "growing"},
+    "growing_recurrent": {"darts"},
     "milenas": {"darts"},
     "stretchable": {"milenas"},
     "pc_darts": {"darts"},
@@ -363,7 +363,7 @@ BUILDS_ON: dict[str, set[str]] = {
 }
 """Methods that may use another method, because their paper does."""
 
-SHARED_BY_METHODS = {"search", "growth"}
+SHARED_BY_METHODS = {"search", "growth", "growing_search"}
 
 
 def import_direction(package: Path) -> list[str]:

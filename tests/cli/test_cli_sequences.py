@@ -480,7 +480,7 @@ from nasbook.cli import main
 sys.exit(main())
 """
 HANGS = """
-from nasbook.methods.growing import GrowingSearch
+from nasbook.methods.growing_search import GrowingSearch
 step = GrowingSearch.run_step
 def hanging(search, index):
     if (search.stage, search.step) == (1, 2):

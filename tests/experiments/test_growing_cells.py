@@ -46,7 +46,7 @@ from nasbook.experiments.growing_cells import (
 )
 from nasbook.experiments.scale import GROWING_SCALES
 from nasbook.genotypes import DARTS_V1, CellGenotype, Edge, Genotype
-from nasbook.methods import darts, growing, growing_recurrent
+from nasbook.methods import darts, growing, growing_recurrent, growing_search
 from nasbook.networks import RECURRENT_BACKBONES, DerivedRecurrentNetwork
 from nasbook.seeding import generator
 from nasbook.supernets import RecurrentSearchNetwork, change_operators
@@ -731,7 +731,7 @@ class PowerCut(BaseException):
 def counted(monkeypatch, most):
     """Notes the steps of all runs; the power fails after so many."""
     steps = []
-    for kind in (growing.GrowingSearch, SequenceFit):
+    for kind in (growing_search.GrowingSearch, SequenceFit):
 
         def run_step(self, index, original=kind.run_step):
             steps.append(index)

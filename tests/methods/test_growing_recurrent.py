@@ -13,12 +13,12 @@ from running import differences, draw, run_to_end, stop_after
 from nasbook.data import load_series, load_text
 from nasbook.errors import CheckpointError, InvalidInput
 from nasbook.genotypes import DARTS_SPACE, Genotype, Space
-from nasbook.methods import darts, growing, growing_recurrent
+from nasbook.methods import darts, growing_recurrent, growing_search
 from nasbook.networks import RECURRENT_BACKBONES, DerivedRecurrentNetwork
 from nasbook.supernets import OperatorRules
 from nasbook.training import evaluate_sequences, sequence_loss
 
-EACH, END = growing.MODES
+EACH, END = growing_search.MODES
 BACKBONES = tuple(RECURRENT_BACKBONES)
 SMALL = {
     "nodes": 1,
@@ -150,7 +150,7 @@ def test_candidates_of_ones_own(series):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("mode", growing.MODES)
+@pytest.mark.parametrize("mode", growing_search.MODES)
 def test_a_search_from_begin_to_end(backbone, mode, series):
     search = search_of(series, backbone=backbone, mode=mode)
     assert search.steps_per_epoch == 2
@@ -230,7 +230,7 @@ def test_the_test_part_is_never_touched(series, text, monkeypatch):
 
         monkeypatch.setattr(kind, "examples", guarded)
     for data in (series, text):
-        for mode in growing.MODES:
+        for mode in growing_search.MODES:
             search = run_to_end(search_of(data, mode=mode, operators=OperatorRules("splitting"), stage_epochs=3))
             search.result()
 
@@ -279,9 +279,9 @@ def before_and_after(search, what):
         original.setdefault(what, copy.deepcopy({"network": network.state_dict(), "moments": moments(search)}))
         return functions[what](network, *arguments, **options)
 
-    functions = {what: getattr(growing, what)}
+    functions = {what: getattr(growing_search, what)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growing, what, remembering)
+        patch.setattr(growing_search, what, remembering)
         for _ in search.epochs():
             if original:
                 break
@@ -458,8 +458,8 @@ def test_a_change_of_operations_that_does_not_help_is_undone(series):
 
 def test_splits_end_where_they_bring_nothing(series, monkeypatch):
     calls = []
-    original = growing.split_operators
-    monkeypatch.setattr(growing, "split_operators", lambda *a: (calls.append(1), original(*a))[1])
+    original = growing_search.split_operators
+    monkeypatch.setattr(growing_search, "split_operators", lambda *a: (calls.append(1), original(*a))[1])
     rules = replace(RULES["splitting"], most_candidates=20)
     for losses, expected in (
         ([3.0, 3.0, 3.0, 1.0], [2, 3]),  # no fall after the split: the stage ends
@@ -510,7 +510,7 @@ def test_a_search_that_stops_after_every_step(case, series, tmp_path):
     assert differences(ending(search), ending(expected)) == []
 
 
-@pytest.mark.parametrize("mode", growing.MODES)
+@pytest.mark.parametrize("mode", growing_search.MODES)
 def test_every_checkpoint_of_a_search_leads_to_the_same_end(mode, series, tmp_path):
     """Also with a part of an epoch, or with a stage's best parameters, in the object that loads it."""
     expected = run_to_end(search_of(series, mode=mode))
@@ -600,7 +600,7 @@ def test_events_survive_a_checkpoint(series, tmp_path):
     other = search_of(series, operators=RULES["small-weight"], mode=END)
     other.load(tmp_path / "checkpoint.pt")
     assert other.events == search.events
-    assert all(isinstance(event, growing.CellEvent) for event in other.events)
+    assert all(isinstance(event, growing_search.CellEvent) for event in other.events)
     assert differences([asdict(e) for e in other.events], [asdict(e) for e in search.events]) == []
     assert other.finished and list(other.epochs()) == []
     assert differences([r.to_state() for r in other.history], [r.to_state() for r in search.history]) == []

@@ -1,4 +1,4 @@
-"""Growing searches made by hand: reports and events as :mod:`nasbook.methods.growing` gives them."""
+"""Growing searches made by hand: reports and events as :mod:`nasbook.methods.growing_search` gives them."""
 
 from __future__ import annotations
 
