@@ -1,11 +1,15 @@
 """The over-grown network of firefly descent: every way to grow at once, each behind a gate (Firefly §2.2, §2.3).
 
-A candidate is a split of a neuron or a new neuron. Candidate i has a gate εᵢ and a direction δᵢ:
+A candidate is a split of a neuron, a new neuron, or the unlocking of a locked one. Candidate i has a gate εᵢ and a
+direction δᵢ:
 
 * split: ½(σ(x, θᵢ + εᵢδᵢ) + σ(x, θᵢ − εᵢδᵢ)), where θᵢ is the neuron's filter in every layer that writes it, with its
   bias. Its batch norm and depthwise filter are copied; its columns in the layers that read it stay as they are.
 * new: εᵢ σ(x, δᵢ), where δᵢ is its filters, its depthwise filters, and its columns in the layers that read it. It reads
   the old channels. Its batch norm is fresh, and follows the batches that it sees.
+
+* unlock: σ(x, θᵢ + εᵢδᵢ), for neurons of earlier tasks, which a network must not change (§2.4). The copy takes the
+  neuron's place; who read the neuron reads the copy, by the same weights.
 
 A new layer I + h is a width without neurons that gets some (:class:`~nasbook.networks.growable.ResidualLayer`).
 
@@ -23,6 +27,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -37,7 +42,11 @@ from nasbook.networks.growable import Declaration, Growable
 INITIAL_VARIANCE = 0.1
 """Of every entry of a direction at first: N(0, 0.1) in B.1 and B.2, the second number read as a variance."""
 
-CandidateKind = Literal["split", "new"]
+CandidateKind = Literal["split", "unlock", "new"]
+KINDS: tuple[CandidateKind, ...] = ("split", "unlock", "new")
+
+
+NO_UNLOCKS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,9 @@ class Candidate:
     width: str
     """Name of the width."""
     kind: CandidateKind
-    """A split of a neuron, or a new one."""
+    """A split of a neuron, the unlocking of a locked one, or a new one."""
     index: int
-    """Of the neuron that is split, or among the new ones."""
+    """Of the neuron that is split or unlocked, or among the new ones."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,12 @@ class OvergrownNetwork(nn.Module):
         network: left as it is. Its empty residual layers may become layers.
         new: m', how many new neurons each width gets: a number for all, or a mapping from some widths.
         splits: whether neurons may split; a mapping's keys say in which widths, and then its values in which not.
+        unlocks: for some widths, which neurons may be unlocked. Those of such a width don't split.
         generator: directions are drawn from it, N(0, 0.1) and cut to the unit ball; None leaves them at zero.
 
     Raises:
-        InvalidInput: no candidate at all, an unknown width, or a width that grouped convolutions divide.
+        InvalidInput: no candidate at all, an unknown width, a neuron that is not there or is unlocked twice, or a width
+            that grouped convolutions divide.
     """
 
     def __init__(
@@ -98,13 +109,14 @@ class OvergrownNetwork(nn.Module):
         *,
         new: int | Mapping[str, int] = 0,
         splits: bool | Mapping[str, bool] = True,
+        unlocks: Mapping[str, Sequence[int]] = NO_UNLOCKS,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.before = [network]  # in a list, so that it is no submodule
         self.network = copy.deepcopy(network)
         self.declaration: Declaration = network.declare()
-        for given in (new, splits):
+        for given in (new, splits, unlocks):
             for name in given if isinstance(given, Mapping) else ():
                 self.declaration.width(name)
         like = next(network.parameters()).detach()
@@ -115,8 +127,11 @@ class OvergrownNetwork(nn.Module):
             added = new.get(width.name, 0) if isinstance(new, Mapping) else new
             if added < 0:
                 raise InvalidInput(f"A width can't get {added} new neurons; give 0 or more.")
-            gates = Gates(width, old, splitting, added, like)
-            if gates.splits or gates.new:
+            unlocked = sorted(unlocks.get(width.name, ()))
+            if len(set(unlocked)) < len(unlocked) or any(not 0 <= n < old for n in unlocked):
+                raise InvalidInput(f"{width.name} has the neurons 0..{old - 1}; unlocked, each once: {unlocked}.")
+            gates = Gates(width, old, splitting and not unlocked, added, like, unlocked)
+            if gates.splits or gates.new or gates.unlocks:
                 if blocks_of(network, width) > 1:
                     raise InvalidInput(
                         f"Grouped convolutions divide the width {width.name}: its neurons can't grow one by one. "
@@ -124,9 +139,10 @@ class OvergrownNetwork(nn.Module):
                     )
                 self.gates[width.name] = gates
         if not self.gates:
-            raise InvalidInput("There is nothing to over-grow: ask for splits or for new neurons.")
+            raise InvalidInput("There is nothing to over-grow: ask for splits, unlocks or new neurons.")
         self.split_gates = nn.ParameterList([gates.split_gates for gates in self.gates.values()])
         self.new_gates = nn.ParameterList([gates.new_gates for gates in self.gates.values()])
+        self.unlock_gates = nn.ParameterList([gates.unlock_gates for gates in self.gates.values() if gates.unlocks])
         self._layers: dict[str, OvergrownLayer] = {}
         self._norms: dict[str, OvergrownNorm] = {}
         self._depthwise: dict[str, OvergrownDepthwise] = {}
@@ -137,7 +153,9 @@ class OvergrownNetwork(nn.Module):
         for piece in self.pieces:
             piece.parameter.requires_grad_(True)
         self.candidates: tuple[Candidate, ...] = tuple(
-            Candidate(name, kind, index) for name, kind, part in self._gate_parts() for index in range(len(part))
+            Candidate(name, kind, self.gates[name].unlocks[place] if kind == "unlock" else place)
+            for name, kind, part in self._gate_parts()
+            for place in range(len(part))
         )
         if generator is not None:
             self._draw(generator)
@@ -277,11 +295,10 @@ class OvergrownNetwork(nn.Module):
                 part.copy_(value)
 
     def _gate_parts(self) -> list[tuple[str, CandidateKind, nn.Parameter]]:
-        kinds: tuple[CandidateKind, CandidateKind] = ("split", "new")
         return [
             (name, kind, part)
             for name, gates in self.gates.items()
-            for kind, part in zip(kinds, (gates.split_gates, gates.new_gates), strict=True)
+            for kind, part in zip(KINDS, (gates.split_gates, gates.unlock_gates, gates.new_gates), strict=True)
         ]
 
     def _pieces(self) -> Iterator[Piece]:
@@ -289,6 +306,9 @@ class OvergrownNetwork(nn.Module):
             for layer in (self._layers[path] for path in gates.width.written_by if path in self._layers):
                 yield Piece(layer.splits, name, "split")
                 yield Piece(layer.split_biases, name, "split")
+                if layer.unlocks is not None and layer.unlock_biases is not None:
+                    yield Piece(layer.unlocks, name, "unlock")
+                    yield Piece(layer.unlock_biases, name, "unlock")
                 yield Piece(layer.rows, name, "new")
                 yield Piece(layer.row_biases, name, "new")
             for depthwise in (self._depthwise[path] for path in gates.width.along if path in self._depthwise):
@@ -316,6 +336,9 @@ class OvergrownNetwork(nn.Module):
     def grow(self, chosen: Sequence[int], epsilon: Float[Tensor, " candidates"]) -> Grown:
         """The network with some candidates kept: neurons θ ± εδ, each read by half, and new ones read by ε times δ.
 
+        Behind the old neurons stand the second halves of splits, then unlocked copies, which are no longer at their old
+        places, then new neurons; each group in the order of the candidates.
+
         It is the over-grown network whose other gates are zero, except that the statistics of a batch are those of a
         real network, in training mode.
 
@@ -330,109 +353,127 @@ class OvergrownNetwork(nn.Module):
             raise InvalidInput(
                 f"There are the candidates 0..{len(self.candidates) - 1}, each to be chosen once; got {list(chosen)}."
             )
-        splits: dict[str, list[int]] = {name: [] for name in self.gates}
-        new: dict[str, list[int]] = {name: [] for name in self.gates}
-        steps: dict[Candidate, float] = {}
+        kept = Kept(
+            {name: gates.old for name, gates in self.gates.items()},
+            {name: gates.unlocks for name, gates in self.gates.items()},
+        )
         values = epsilon.tolist()
         for number in sorted(chosen):
             candidate = self.candidates[number]
-            (splits if candidate.kind == "split" else new)[candidate.width].append(candidate.index)
-            steps[candidate] = values[number]
-        sources = {
-            name: [*range(gates.old), *splits[name], *[NEW] * len(new[name])]
-            for name, gates in self.gates.items()
-            if splits[name] or new[name]
-        }
+            kept.add(candidate, values[number])
         surgery = Surgery(self.before[0])
+        sources = {name: kept.sources(name) for name in self.gates if kept.changes(name)}
         if sources:
             surgery.rewire(sources)
-        step = {
-            (name, kind): torch.tensor(
-                [steps[Candidate(name, kind, i)] for i in (splits, new)[kind == "new"][name]], dtype=torch.float64
-            )
-            for name, kind, _ in self._gate_parts()
-        }
         for path, layer in self._layers.items():
-            self._write_layer(surgery.network.get_submodule(path), layer, splits, new, step)
+            self._write_layer(surgery.network.get_submodule(path), layer, kept)
         for path, norm in self._norms.items():
-            target, taken, old = surgery.network.get_submodule(path), new[norm.gates.width.name], norm.gates.old
+            target, taken = surgery.network.get_submodule(path), kept.numbers(norm.gates.width.name, "new")
             if taken:
                 target.running_mean[-len(taken) :] = norm.new_mean[taken]  # type: ignore[operator]
                 target.running_var[-len(taken) :] = norm.new_var[taken]  # type: ignore[operator]
-            assert target.num_features == old + len(splits[norm.gates.width.name]) + len(taken)
+            assert target.num_features == len(kept.sources(norm.gates.width.name))
         for path, depthwise in self._depthwise.items():
-            target, taken = surgery.network.get_submodule(path), new[depthwise.gates.width.name]
+            target, taken = surgery.network.get_submodule(path), kept.numbers(depthwise.gates.width.name, "new")
             if taken:
                 target.weight.detach()[-len(taken) :] = depthwise.rows.detach()[taken]  # type: ignore[operator]
                 if target.bias is not None:
                     target.bias.detach()[-len(taken) :] = depthwise.row_biases.detach()[taken]  # type: ignore[operator]
         return surgery.grown()
 
-    def _write_layer(
-        self,
-        target: nn.Module,
-        layer: OvergrownLayer,
-        splits: Mapping[str, list[int]],
-        new: Mapping[str, list[int]],
-        step: Mapping[tuple[str, CandidateKind], Tensor],
-    ) -> None:
+    def _write_layer(self, target: nn.Module, layer: OvergrownLayer, kept: Kept) -> None:
         """Writes θ ± εδ, new rows, halved and new columns into a layer whose channels are already rewired."""
         weight = target.weight.detach()  # type: ignore[operator]
         writes, reads = layer.writes, layer.reads
-        rows: list[int] | None = None
+        rows: Tensor | None = None
         if writes is not None:
             name = writes.width.name
-            split, added = splits[name], new[name]
-            rows = [*range(writes.old), *split, *[NEW] * len(added)]
-            change = self._row_changes(layer.splits.detach(), layer.rows.detach(), writes, split, added, step)
+            rows = torch.tensor(kept.sources(name), dtype=torch.int64)
+            directions = {"split": layer.splits, "unlock": layer.unlocks, "new": layer.rows}
+            change = self._row_changes(directions, name, kept)
             if reads is not None:  # the halves of a split neuron are read alike; what the columns read is halved below
-                change = gather(change, 1, _spread(self._sources(reads, splits, new), layer.positions))
+                read = torch.tensor(kept.sources(reads.width.name), dtype=torch.int64)
+                change = gather(change, 1, _spread(read, layer.positions))
             weight += change
             if target.bias is not None:
-                target.bias.detach().add_(  # type: ignore[operator]
-                    self._row_changes(
-                        layer.split_biases.detach(), layer.row_biases.detach(), writes, split, added, step
-                    )
-                )
+                biases = {"split": layer.split_biases, "unlock": layer.unlock_biases, "new": layer.row_biases}
+                target.bias.detach().add_(self._row_changes(biases, name, kept))  # type: ignore[operator]
         if reads is not None:
             name = reads.width.name
-            split, added = splits[name], new[name]
-            view = columns(target, reads.old + len(split) + len(added)) if weight.shape[1] else None
-            if view is None:
+            split, added = kept.numbers(name, "split"), kept.numbers(name, "new")
+            if not weight.shape[1]:
                 return
+            view = columns(target, len(kept.sources(name)))
             view[:, split] /= 2
             view[:, reads.old : reads.old + len(split)] /= 2
             if added:
                 taken = layer.columns.detach().view(len(layer.columns), reads.new, layer.positions, *weight.shape[2:])
-                taken = taken[:, added] * step[name, "new"].to(weight).view(1, -1, *[1] * (taken.dim() - 2))
+                taken = taken[:, added] * kept.gates(name, "new", weight).view(1, -1, *[1] * (taken.dim() - 2))
                 if rows is not None:
-                    taken = gather(taken, 0, torch.tensor(rows, dtype=torch.int64))
+                    taken = gather(taken, 0, rows)
                 view[:, -len(added) :] = taken
 
     @staticmethod
-    def _row_changes(
-        directions: Tensor,
-        rows: Tensor,
-        gates: Gates,
-        split: list[int],
-        added: list[int],
-        step: Mapping[tuple[str, CandidateKind], Tensor],
-    ) -> Tensor:
-        """What is added to the rows of a layer: εδ to a split neuron, −εδ to its copy, and a new neuron's own row."""
-        name = gates.width.name
-        change = rows.new_zeros(gates.old + len(split) + len(added), *rows.shape[1:])
-        if split:
-            moved = directions[split] * step[name, "split"].to(rows).view(-1, *[1] * (rows.dim() - 1))
-            change[split] = moved
-            change[gates.old : gates.old + len(split)] = -moved
-        if added:
-            change[-len(added) :] = rows[added]
+    def _row_changes(directions: Mapping[str, Tensor | None], name: str, kept: Kept) -> Tensor:
+        """What is added to the rows of a layer: εδ to a split or unlocked neuron, −εδ to the other half of a split, and
+        a new neuron's own row."""
+        rows = directions["new"]
+        assert rows is not None
+        rows = rows.detach()
+        change = rows.new_zeros(len(kept.sources(name)), *rows.shape[1:])
+        end = len(change) - len(kept.numbers(name, "new"))
+        change[end:] = rows[kept.numbers(name, "new")]
+        for kind in ("unlock", "split"):
+            numbers, given = kept.numbers(name, kind), directions[kind]
+            if numbers and given is not None:
+                gates = kept.gates(name, kind, rows).view(-1, *[1] * (rows.dim() - 1))
+                moved = given.detach()[kept.places(name, kind)] * gates
+                change[end - len(numbers) : end] = moved if kind == "unlock" else -moved
+                if kind == "split":
+                    change[numbers] = moved
+            end -= len(numbers)
         return change
 
-    @staticmethod
-    def _sources(gates: Gates, splits: Mapping[str, list[int]], new: Mapping[str, list[int]]) -> Tensor:
-        name = gates.width.name
-        return torch.tensor([*range(gates.old), *splits[name], *[NEW] * len(new[name])], dtype=torch.int64)
+
+class Kept:
+    """Which candidates of an over-grown network are kept, by width and kind, and at which gates.
+
+    Args:
+        old: neurons that each width has.
+        unlocks: for some widths, the neurons that may be unlocked, in the order of their directions.
+    """
+
+    def __init__(self, old: Mapping[str, int], unlocks: Mapping[str, Sequence[int]]) -> None:
+        self._old = old
+        self._unlocks = unlocks
+        self._gates: dict[tuple[str, str], dict[int, float]] = {}
+
+    def add(self, candidate: Candidate, gate: float) -> None:
+        """Keeps one more candidate; give them in their order."""
+        self._gates.setdefault((candidate.width, candidate.kind), {})[candidate.index] = gate
+
+    def numbers(self, width: str, kind: str) -> list[int]:
+        """Indices of the candidates of a kind that are kept."""
+        return list(self._gates.get((width, kind), {}))
+
+    def places(self, width: str, kind: str) -> list[int]:
+        """Where their directions stand among all of their kind."""
+        numbers = self.numbers(width, kind)
+        return [self._unlocks[width].index(number) for number in numbers] if kind == "unlock" else numbers
+
+    def gates(self, width: str, kind: str, like: Tensor) -> Float[Tensor, " kept"]:
+        """ε of those that are kept."""
+        return torch.tensor(list(self._gates.get((width, kind), {}).values()), dtype=torch.float64).to(like)
+
+    def changes(self, width: str) -> bool:
+        """Whether anything of a width is kept."""
+        return any(name == width for name, _ in self._gates)
+
+    def sources(self, width: str) -> list[int]:
+        """For every neuron of the grown width the old one that it comes from, or -1."""
+        unlocked = self.numbers(width, "unlock")
+        stay = [number for number in range(self._old[width]) if number not in set(unlocked)]
+        return [*stay, *self.numbers(width, "split"), *unlocked, *[NEW] * len(self.numbers(width, "new"))]
 
 
 def _spread(sources: Tensor, positions: int) -> Tensor:

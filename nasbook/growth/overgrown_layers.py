@@ -1,11 +1,13 @@
 """The layers of an over-grown network: what stands around a width whose neurons may split or get company.
 
-Old channels travel twice where they may split, as both halves, and are averaged before they are read; new ones travel
-beside them, and are multiplied by their gates before they are read. :mod:`nasbook.growth.overgrown` puts these layers
-into a network.
+Old channels travel twice where they may split, as both halves, and are averaged before they are read. Where they may be
+unlocked they travel once, moved. New ones travel beside them, and are multiplied by their gates before they are read.
+:mod:`nasbook.growth.overgrown` puts these layers into a network.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +20,16 @@ from nasbook.networks.growable import Width
 class Gates:
     """The candidates of one width and their gates ε. No module, so that all layers around the width can share it."""
 
-    def __init__(self, width: Width, old: int, splits: bool, new: int, like: Tensor) -> None:
+    def __init__(
+        self, width: Width, old: int, splits: bool, new: int, like: Tensor, unlocks: Sequence[int] = ()
+    ) -> None:
         self.width = width
         self.old = old
         self.new = new
         self.splits = splits and old > 0
+        self.unlocks = tuple(unlocks)
+        self.unlocked = torch.tensor(self.unlocks, dtype=torch.int64, device=like.device)
+        self.unlock_gates = nn.Parameter(like.new_zeros(len(self.unlocks)))
         self.split_gates = nn.Parameter(like.new_zeros(old if self.splits else 0))
         self.new_gates = nn.Parameter(like.new_zeros(new))
 
@@ -63,6 +70,11 @@ class OvergrownLayer(nn.Module):
         self.columns = nn.Parameter(no_columns.new_zeros(weight.shape[0], read, *kernel))
         biased = layer.bias is not None
         self.split_biases = nn.Parameter(weight.new_zeros(splits if biased else 0))
+        unlocks = len(writes.unlocks) if writes is not None else 0
+        self.unlocks = self.unlock_biases = None
+        if unlocks:
+            self.unlocks = nn.Parameter(no_rows.new_zeros(unlocks, *weight.shape[1:]))
+            self.unlock_biases = nn.Parameter(weight.new_zeros(unlocks if biased else 0))
         self.row_biases = nn.Parameter(weight.new_zeros(new if biased else 0))
 
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,14 +100,27 @@ class OvergrownLayer(nn.Module):
             if gates.new:
                 outputs.append(shared.new_zeros(len(shared), gates.new, *shared.shape[2:]))
         else:
-            scale = gates.split_gates.view(-1, *[1] * (self.splits.dim() - 1))
-            added = self._apply_weight(old, torch.cat([scale * self.splits, self.rows]), self._added_bias())
-            moved, new = added.split([len(self.splits), len(self.rows)], dim=1)
-            if gates.splits:
-                outputs = [shared + moved, shared - moved]  # θ + εδ and θ − εδ
-            if gates.new:
-                outputs.append(new)
+            if self.unlocks is not None:
+                outputs = [self._moved(old, shared)]
+            if gates.splits or gates.new:
+                scale = gates.split_gates.view(-1, *[1] * (self.splits.dim() - 1))
+                added = self._apply_weight(old, torch.cat([scale * self.splits, self.rows]), self._added_bias())
+                moved, new = added.split([len(self.splits), len(self.rows)], dim=1)
+                if gates.splits:
+                    outputs = [shared + moved, shared - moved]  # θ + εδ and θ − εδ
+                if gates.new:
+                    outputs.append(new)
         return torch.cat(outputs, dim=1)
+
+    def _moved(self, old: Tensor, shared: Tensor) -> Tensor:
+        """The neurons with those that may be unlocked at θ + εδ."""
+        assert self.writes is not None
+        assert self.unlocks is not None
+        assert self.unlock_biases is not None
+        gates = self.writes.unlock_gates
+        bias = gates * self.unlock_biases if len(self.unlock_biases) else None
+        moved = self._apply_weight(old, gates.view(-1, *[1] * (self.unlocks.dim() - 1)) * self.unlocks, bias)
+        return shared.index_add(1, self.writes.unlocked, moved)
 
     def _read(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the old columns read, and what the new ones do, gates included."""

@@ -322,7 +322,8 @@ class Run(Resumable):
 
     def check_finite(self) -> None:
         # A step can break the weights, or a batch norm's statistics, after its own loss was still fine.
-        values = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        # A module may keep a state of its own that is no tensor.
+        values = [v for v in self.network.state_dict().values() if isinstance(v, Tensor) and v.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._diverged("A parameter or a statistic", "infinite or NaN", self.step)
 

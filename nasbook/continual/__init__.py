@@ -1,0 +1,34 @@
+"""Continual learning: sequences of tasks, the master network of Firefly, and the learners that it is compared with.
+
+Chapter 7. A learner sees one task after the other and must still know the earlier ones. :class:`ContinualRun` is the
+loop that all learners share; :class:`MasterNetwork` keeps the networks of all tasks in one, with a mask for each. The
+method of the paper is :mod:`nasbook.methods.firefly_continual`.
+"""
+
+from nasbook.continual.backbone import Backbone
+from nasbook.continual.masks import MaskedNetwork
+from nasbook.continual.master import MasterNetwork, TaskPart
+from nasbook.continual.ownership import Axes, LockedEntries, Slots, all_owned, axes_of, free_entries, statistics_of
+from nasbook.continual.run import ContinualConfig, ContinualReport, ContinualRun, Phase
+from nasbook.continual.tasks import Task, split_classes, take_classes
+
+__all__ = [
+    "Axes",
+    "Backbone",
+    "ContinualConfig",
+    "ContinualReport",
+    "ContinualRun",
+    "LockedEntries",
+    "MaskedNetwork",
+    "MasterNetwork",
+    "Phase",
+    "Slots",
+    "Task",
+    "TaskPart",
+    "all_owned",
+    "axes_of",
+    "free_entries",
+    "split_classes",
+    "statistics_of",
+    "take_classes",
+]
