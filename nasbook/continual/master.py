@@ -98,6 +98,20 @@ class MasterNetwork:
             masks[name][part.chosen[name]] = True
         return masks
 
+    def composition(self, task: int) -> tuple[int, int, int]:
+        """How many neurons of a task's network were there before, how many it copied, and how many it made anew.
+
+        Raises:
+            InvalidInput: no such task.
+        """
+        part, counts = self._part(task), [0, 0, 0]
+        for name, numbers in part.chosen.items():
+            own = numbers[self.made_by[name][numbers] == task]
+            copies = int((self.copy_of[name][own] != NEW).sum())
+            for place, count in enumerate((len(numbers) - len(own), copies, len(own) - copies)):
+                counts[place] += count
+        return counts[0], counts[1], counts[2]
+
     def parameters(self, tasks: int | None = None) -> int:
         """Parameters in the memory after the first ``tasks`` tasks; None for all. Shared neurons count once."""
         return sum(part.added for part in self.tasks[:tasks])

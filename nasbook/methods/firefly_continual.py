@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64
+from numpy import ndarray
 from torch import Tensor, nn
 
 from nasbook.continual import (
@@ -45,12 +47,13 @@ from nasbook.continual import (
     free_entries,
 )
 from nasbook.data import evaluation_batches
-from nasbook.errors import InvalidInput, require_positive
+from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.growth import (
     Budget,
     CandidateDescent,
     OvergrownNetwork,
     integrated_gradients,
+    select,
     start,
     step_one,
     step_two,
@@ -99,6 +102,8 @@ class Config(ContinualConfig):
     """ϵ, the largest gate. Not in the paper."""
     points: int = MIDPOINTS
     """n: points of the integrated gradient."""
+    selection: Literal["firefly", "random"] = "firefly"
+    """How candidates are chosen: by Eq. 5, or at random among the same trained candidates (a control of ours)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +118,8 @@ class Config(ContinualConfig):
         )
         if min(self.new_neurons, self.growths, self.first_growths) < 0:
             raise InvalidInput("new_neurons, growths and first_growths must be 0 or more.")
+        if self.selection not in ("firefly", "random"):
+            raise unknown_name("selection", self.selection, ("firefly", "random"))
         if not 0 <= self.validation_share < 1:
             raise InvalidInput(f"validation_share must be at least 0 and below 1, got {self.validation_share}.")
         if not 0 < self.sufficient <= 1:
@@ -267,7 +274,8 @@ class FireflyContinual(ContinualRun):
     def _grow(self) -> None:
         overgrown, before = self.network, self.plain
         scores = integrated_gradients(overgrown, self._batches(), F.cross_entropy, self.config.points)
-        descent = step_two(overgrown, scores, Budget(self.config.neurons), self.config.radius)
+        choose = select if self.config.selection == "firefly" else self._at_random
+        descent = step_two(overgrown, scores, Budget(self.config.neurons), self.config.radius, choose)
         chosen = [overgrown.candidates[number] for number in descent.chosen]
         counts: dict[str, dict[str, list[int]]] = {
             kind: {name: [c.index for c in chosen if (c.kind, c.width) == (kind, name)] for name in self.slots}
@@ -291,6 +299,13 @@ class FireflyContinual(ContinualRun):
                 name: slots.grown(counts["unlock"][name], len(counts["new"][name]))
                 for name, slots in self.slots.items()
             }
+
+    def _at_random(
+        self, changes: Float64[ndarray, " candidates"], widths: Sequence[str], budget: Budget, empty: Sequence[str]
+    ) -> list[int]:
+        """As many candidates as Eq. 5 may choose, any of them."""
+        drawn = torch.randperm(len(changes), generator=generator(self.task_seed("random selection", self.phase)))
+        return sorted(drawn[: budget.neurons].tolist())
 
     def _batches(self) -> Iterator[Batch]:
         data = self.tasks[self.task].data
