@@ -9,6 +9,9 @@ from nasbook.continual.backbone import Backbone
 from nasbook.continual.masks import MaskedNetwork
 from nasbook.continual.master import MasterNetwork, TaskPart
 from nasbook.continual.ownership import Axes, LockedEntries, Slots, all_owned, axes_of, free_entries, statistics_of
+from nasbook.continual.packing import PackedNetwork, PackedTask
+from nasbook.continual.packnet import PackNet, PackNetConfig
+from nasbook.continual.progressive import progressive_parameters
 from nasbook.continual.run import ContinualConfig, ContinualReport, ContinualRun, Phase
 from nasbook.continual.tasks import Task, split_classes, take_classes
 
@@ -21,6 +24,10 @@ __all__ = [
     "LockedEntries",
     "MaskedNetwork",
     "MasterNetwork",
+    "PackNet",
+    "PackNetConfig",
+    "PackedNetwork",
+    "PackedTask",
     "Phase",
     "Slots",
     "Task",
@@ -28,6 +35,7 @@ __all__ = [
     "all_owned",
     "axes_of",
     "free_entries",
+    "progressive_parameters",
     "split_classes",
     "statistics_of",
     "take_classes",
