@@ -7,6 +7,7 @@ from nasbook.analysis.cells import (
     operation_counts,
     skip_count,
 )
+from nasbook.analysis.continual import average_accuracy, backward_transfer, forgetting
 from nasbook.analysis.costs import (
     count_macs,
     count_parameters,
@@ -35,6 +36,8 @@ from nasbook.analysis.segmentation import (
 __all__ = [
     "GATES",
     "IGNORED",
+    "average_accuracy",
+    "backward_transfer",
     "cell_depth",
     "confusion_matrix",
     "count_macs",
@@ -42,6 +45,7 @@ __all__ = [
     "count_traffic",
     "darts_parameters",
     "fixed_complexity",
+    "forgetting",
     "gated_parameters",
     "growing_complexity",
     "intersection_over_union",

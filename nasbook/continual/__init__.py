@@ -6,6 +6,10 @@ method of the paper is :mod:`nasbook.methods.firefly_continual`.
 """
 
 from nasbook.continual.backbone import Backbone
+from nasbook.continual.ewc import EWC, EWCConfig, fisher_information
+from nasbook.continual.fine_tuned import FineTunedConfig
+from nasbook.continual.individual import Individual, IndividualConfig
+from nasbook.continual.lwf import LwF, LwFConfig, distillation
 from nasbook.continual.masks import MaskedNetwork
 from nasbook.continual.master import MasterNetwork, TaskPart
 from nasbook.continual.ownership import Axes, LockedEntries, Slots, all_owned, axes_of, free_entries, statistics_of
@@ -13,15 +17,23 @@ from nasbook.continual.packing import PackedNetwork, PackedTask
 from nasbook.continual.packnet import PackNet, PackNetConfig
 from nasbook.continual.progressive import progressive_parameters
 from nasbook.continual.run import ContinualConfig, ContinualReport, ContinualRun, Phase
+from nasbook.continual.shared_body import SharedBody
 from nasbook.continual.tasks import Task, split_classes, take_classes
 
 __all__ = [
+    "EWC",
     "Axes",
     "Backbone",
     "ContinualConfig",
     "ContinualReport",
     "ContinualRun",
+    "EWCConfig",
+    "FineTunedConfig",
+    "Individual",
+    "IndividualConfig",
     "LockedEntries",
+    "LwF",
+    "LwFConfig",
     "MaskedNetwork",
     "MasterNetwork",
     "PackNet",
@@ -29,11 +41,14 @@ __all__ = [
     "PackedNetwork",
     "PackedTask",
     "Phase",
+    "SharedBody",
     "Slots",
     "Task",
     "TaskPart",
     "all_owned",
     "axes_of",
+    "distillation",
+    "fisher_information",
     "free_entries",
     "progressive_parameters",
     "split_classes",

@@ -390,13 +390,21 @@ class PackingRun(ContinualRun):
         self.packed = PackedNetwork.from_state(state["packed"])
         if self.finished:
             return
-        plain = self.backbone.build(self.tasks[self.task].data.classes, 0, self.packed.widths)
+        plain = self.backbone.build(self.tasks[self.task].data.classes, 0, self.running_widths())
         plain.load_state_dict(state["plain"])
         self.plain = self.fitted(plain)
         self.own = {name: own.to(self.device) for name, own in state["own"].items()}
+        self.load_phase_state(state)
         self.prepare_phase()
         assert self.optimizer is not None
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def running_widths(self) -> tuple[int, ...]:
+        """Neurons of each layer of the network that is trained now."""
+        return self.packed.widths
+
+    def load_phase_state(self, state: dict[str, Any]) -> None:
+        """Takes over what a method keeps beside that, before :meth:`prepare_phase`."""
 
 
 def _corner(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -93,6 +93,21 @@ def take_classes(data: ImageData, classes: Sequence[int]) -> Task:
     return Task(name, tuple(chosen), taken)
 
 
+def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Task]:
+    """Divides a task's training images: those that it trains on, and those held out to decide by. Tests stay as they are.
+
+    Args:
+        task: whose images are divided at random, each class alike.
+        share: of the images that are held out, above 0 and below 1.
+        seed: of the division.
+
+    Raises:
+        InvalidInput: the share leaves a part without images.
+    """
+    train, held_out = task.data.split((1 - share, share), seed=seed)
+    return task.only(train), task.only(held_out)
+
+
 def _relabelled(
     labels: Int64[Tensor, " images"], classes: Sequence[int]
 ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:

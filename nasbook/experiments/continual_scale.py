@@ -14,6 +14,8 @@ class ContinualScale(Scale):
 
     continual_data: str
     """Name of the image set that is divided into tasks."""
+    continual_images: int | None
+    """Training images of it that are used, balanced over the classes; None for all."""
     tasks: int
     """Tasks of Fig. 5b and Table 2; the paper has 20."""
     few_tasks: int
@@ -64,20 +66,21 @@ class ContinualScale(Scale):
 _NUMBERS: dict[str, dict[str, Any]] = {
     "quick": {
         "continual_data": "digits",
+        "continual_images": 200,
         "tasks": 5,
         "few_tasks": 5,
         "backbone": "vgg11",
         "full_share": 0.125,
         "thin_share": 0.0625,
-        "task_epochs": 20,
-        "task_batch": 32,
-        "mask_epochs": 6,
+        "task_epochs": 30,
+        "task_batch": 20,
+        "mask_epochs": 9,
         "mask_rate": 3e-4,
-        "direction_epochs": 6,
+        "direction_epochs": 15,
         "candidates": 8,
         "chosen": 16,
         "chosen_numbers": (4, 16, 64),
-        "fisher_images": 200,
+        "fisher_images": None,
         "cell_epochs": 1,
         "cell_direction_epochs": 1,
         "cell_channels": 2,
@@ -87,6 +90,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     },
     "laptop": {
         "continual_data": "cifar100",
+        "continual_images": None,
         "tasks": 20,
         "few_tasks": 10,
         "backbone": "vgg16",
@@ -96,7 +100,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "task_batch": 32,
         "mask_epochs": 4,
         "mask_rate": 1e-4,
-        "direction_epochs": 6,
+        "direction_epochs": 4,
         "candidates": 8,
         "chosen": 32,
         "chosen_numbers": (8, 32, 64),
@@ -110,6 +114,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     },
     "gpu": {
         "continual_data": "cifar100",
+        "continual_images": None,
         "tasks": 20,
         "few_tasks": 10,
         "backbone": "vgg16",
@@ -133,6 +138,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "continual_data": "cifar100",
+        "continual_images": None,
         "tasks": 20,
         "few_tasks": 10,
         "backbone": "vgg16",

@@ -6,12 +6,21 @@ ask it for ``result()`` at the end. A growth method has a ``Config`` (Chapter 4)
 
 from types import ModuleType
 
+from nasbook.continual import (
+    ContinualConfig,
+    EWCConfig,
+    FineTunedConfig,
+    IndividualConfig,
+    LwFConfig,
+    PackNetConfig,
+)
 from nasbook.errors import unknown_name
 from nasbook.methods import (
     darts,
     entrannas,
     entrannas_dst,
     firefly,
+    firefly_continual,
     growing,
     growing_recurrent,
     hill_climbing,
@@ -51,6 +60,16 @@ GROWTH_METHODS: dict[str, type[GrowthConfig]] = {
 }
 """The configurations of all growth methods by the names that the command line takes."""
 
+LEARNERS: dict[str, type[ContinualConfig]] = {
+    "firefly-continual": firefly_continual.Config,
+    "individual": IndividualConfig,
+    "fine-tuned": FineTunedConfig,
+    "ewc": EWCConfig,
+    "lwf": LwFConfig,
+    "packnet": PackNetConfig,
+}
+"""The configurations of all learners of task sequences by the names that the command line takes."""
+
 
 def get_method(name: str) -> ModuleType:
     """The module of a method, with its ``Config`` and ``Search``.
@@ -65,6 +84,7 @@ def get_method(name: str) -> ModuleType:
 
 __all__ = [
     "GROWTH_METHODS",
+    "LEARNERS",
     "METHODS",
     "SEQUENCE_METHODS",
     "GradientSearch",
@@ -77,6 +97,7 @@ __all__ = [
     "entrannas",
     "entrannas_dst",
     "firefly",
+    "firefly_continual",
     "get_method",
     "growing",
     "growing_recurrent",
