@@ -6,6 +6,7 @@ method of the paper is :mod:`nasbook.methods.firefly_continual`.
 """
 
 from nasbook.continual.backbone import Backbone
+from nasbook.continual.cpg import CPG, CPGConfig, PickingNetwork, TaskCompaction
 from nasbook.continual.ewc import EWC, EWCConfig, fisher_information
 from nasbook.continual.fine_tuned import FineTunedConfig
 from nasbook.continual.individual import Individual, IndividualConfig
@@ -18,12 +19,14 @@ from nasbook.continual.packnet import PackNet, PackNetConfig
 from nasbook.continual.progressive import progressive_parameters
 from nasbook.continual.run import ContinualConfig, ContinualReport, ContinualRun, Phase
 from nasbook.continual.shared_body import SharedBody
-from nasbook.continual.tasks import Task, split_classes, take_classes
+from nasbook.continual.tasks import Task, hold_out, split_classes, take_classes
 
 __all__ = [
+    "CPG",
     "EWC",
     "Axes",
     "Backbone",
+    "CPGConfig",
     "ContinualConfig",
     "ContinualReport",
     "ContinualRun",
@@ -41,15 +44,18 @@ __all__ = [
     "PackedNetwork",
     "PackedTask",
     "Phase",
+    "PickingNetwork",
     "SharedBody",
     "Slots",
     "Task",
+    "TaskCompaction",
     "TaskPart",
     "all_owned",
     "axes_of",
     "distillation",
     "fisher_information",
     "free_entries",
+    "hold_out",
     "progressive_parameters",
     "split_classes",
     "statistics_of",

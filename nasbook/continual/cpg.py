@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -92,16 +93,13 @@ class CPGConfig(ContinualConfig):
             expansion=self.expansion,
         )
         if self.goal is not None and not 0 <= self.goal <= 1:
-            raise InvalidInput(f"goal must be an accuracy of 0..1, or None for an individual network's; got {self.goal}.")
+            raise InvalidInput(f"goal must be an accuracy of 0..1, or None to measure it; got {self.goal}.")
         if not 0 < self.validation_share < 1:
             raise InvalidInput(f"validation_share must be above 0 and below 1, got {self.validation_share}.")
         if max(self.mask_share, self.pruning_share) > 1:
             raise InvalidInput("mask_share and pruning_share must be at most 1.")
-        if not all(0 < start < end < 1 for start, end in zip((0.0, *self.sparsities), self.sparsities, strict=False)):
-            if not all(0 < sparsity < 1 for sparsity in self.sparsities) or list(self.sparsities) != sorted(
-                set(self.sparsities)
-            ):
-                raise InvalidInput(f"sparsities must ascend between 0 and 1, got {list(self.sparsities)}.")
+        if any(not start < end for start, end in pairwise((0.0, *self.sparsities, 1.0))):
+            raise InvalidInput(f"sparsities must ascend between 0 and 1, got {list(self.sparsities)}.")
         if self.allowed_loss < 0 or self.retraining_epochs < 0:
             raise InvalidInput("allowed_loss and retraining_epochs must be 0 or more.")
         if self.largest < 1:

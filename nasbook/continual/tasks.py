@@ -94,10 +94,10 @@ def take_classes(data: ImageData, classes: Sequence[int]) -> Task:
 
 
 def hold_out(task: Task, share: float, seed: int) -> tuple[Task, Task]:
-    """Divides a task's training images: those that it trains on, and those held out to decide by. Tests stay as they are.
+    """Divides a task's training images: those that it trains on, and those that are held out to decide by.
 
     Args:
-        task: whose images are divided at random, each class alike.
+        task: whose images are divided at random, each class alike. Its test images stay with both parts.
         share: of the images that are held out, above 0 and below 1.
         seed: of the division.
 

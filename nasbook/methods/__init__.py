@@ -8,6 +8,7 @@ from types import ModuleType
 
 from nasbook.continual import (
     ContinualConfig,
+    CPGConfig,
     EWCConfig,
     FineTunedConfig,
     IndividualConfig,
@@ -67,6 +68,7 @@ LEARNERS: dict[str, type[ContinualConfig]] = {
     "ewc": EWCConfig,
     "lwf": LwFConfig,
     "packnet": PackNetConfig,
+    "cpg": CPGConfig,
 }
 """The configurations of all learners of task sequences by the names that the command line takes."""
 
