@@ -248,7 +248,8 @@ class PackedNetwork:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> PackedNetwork:
         """The packed network that :meth:`state_dict` described."""
-        packed = cls(Backbone(**state["backbone"]))
+        backbone, widths = state["backbone"], state["backbone"]["widths"]
+        packed = cls(Backbone(**{**backbone, "widths": None if widths is None else tuple(widths)}))
         packed.widths = tuple(state["widths"])
         packed.weights = {name: value.cpu() for name, value in state["weights"].items()}
         packed.owner = {name: value.cpu() for name, value in state["owner"].items()}
