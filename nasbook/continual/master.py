@@ -112,6 +112,23 @@ class MasterNetwork:
                 counts[place] += count
         return counts[0], counts[1], counts[2]
 
+    def describe(self) -> dict[str, Any]:
+        """What it is made of as plain values, without the weights: what records keep and drawings show.
+
+        Returns:
+            ``widths``, their names in the order of the data; ``made_by`` and ``copy_of`` by width, a number for each
+            neuron; for each task, in lists, its ``classes``, its neurons' numbers by width (``chosen``), and the
+            ``parameters`` in the memory after it.
+        """
+        return {
+            "widths": list(self.widths),
+            "made_by": {name: makers.tolist() for name, makers in self.made_by.items()},
+            "copy_of": {name: sources.tolist() for name, sources in self.copy_of.items()},
+            "classes": [list(part.classes) for part in self.tasks],
+            "chosen": [{name: part.chosen[name].tolist() for name in self.widths} for part in self.tasks],
+            "parameters": [self.parameters(tasks) for tasks in range(1, len(self.tasks) + 1)],
+        }
+
     def parameters(self, tasks: int | None = None) -> int:
         """Parameters in the memory after the first ``tasks`` tasks; None for all. Shared neurons count once."""
         return sum(part.added for part in self.tasks[:tasks])
