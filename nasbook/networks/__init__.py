@@ -58,12 +58,14 @@ from nasbook.networks.segmentation import (
 from nasbook.networks.sizing import channels_for, parameters_of
 from nasbook.networks.stacking import (
     CELL_OUTPUTS,
+    CELL_SECTIONS,
     CellOutput,
     CellPlacement,
     CifarStem,
     ImageNetStem,
     StemName,
     build_stem,
+    kinds_of_cells,
     reduction_positions,
     stack_cells,
 )
@@ -71,6 +73,7 @@ from nasbook.networks.vgg import VGG
 
 __all__ = [
     "CELL_OUTPUTS",
+    "CELL_SECTIONS",
     "GROWABLE_NETWORKS",
     "RECURRENT_BACKBONES",
     "RECURRENT_ENGINES",
@@ -123,6 +126,7 @@ __all__ = [
     "build_stem",
     "channels_for",
     "derived_space",
+    "kinds_of_cells",
     "make_atrous",
     "output_channels",
     "output_strides",

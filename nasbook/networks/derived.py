@@ -22,7 +22,6 @@ from nasbook.networks.stacking import (
     CellPlacement,
     StemName,
     build_stem,
-    reduction_positions,
     stack_cells,
 )
 from nasbook.operations import build_operation
@@ -163,7 +162,9 @@ class DerivedNetwork(nn.Module):
     multiply-adds for a 32×32 image.
 
     Args:
-        genotype: needs the kinds that stand in the stack: ``reduction``, and ``normal`` from three cells on.
+        genotype: needs the kinds that stand in the stack: ``reduction``, and ``normal`` from three cells on; or the
+            five of :data:`~nasbook.networks.CELL_SECTIONS`, for five cells and more. See
+            :func:`~nasbook.networks.kinds_of_cells`.
         channels: channels of the first cell's nodes, C.
         cells: number of cells, L.
         classes: number of classes.
@@ -195,9 +196,6 @@ class DerivedNetwork(nn.Module):
         self.genotype = genotype
         self.stem = build_stem(stem, in_channels, channels)
         outputs = {kind: len(cell.output) for kind, cell in genotype.cells}
-        kinds = {"reduction" if i in reduction_positions(cells) else "normal" for i in range(cells)}
-        for kind in sorted(kinds):
-            genotype[kind]  # raises with the kinds that there are
         placements = stack_cells(cells, channels, self.stem, outputs, cell_output)
         self.cells = nn.ModuleList(DerivedCell(genotype[p.kind], p) for p in placements)
         width = placements[-1].output_channels(outputs[placements[-1].kind])

@@ -2,12 +2,15 @@
 
 A stem feeds a chain of cells; each cell reads the outputs of the two before it. The cells at one third
 and two thirds of the depth are reduction cells: they halve the resolution and double the channels.
+
+Which cell stands where depends on the kinds that there are. DARTS has two, ``normal`` and ``reduction``. Firefly's cell
+search (§3, B.3) has five, one for every section that the two reductions divide the stack into.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +43,7 @@ class CellPlacement:
     """One place in the stack: what a cell that stands there receives and must give."""
 
     kind: str
-    """Kind of cell, ``normal`` or ``reduction``."""
+    """Kind of cell: ``normal`` or ``reduction``, or one of :data:`CELL_SECTIONS`."""
     channels: int
     """Channels of every node inside the cell."""
     input_channels: tuple[int, int]
@@ -77,6 +80,49 @@ def reduction_positions(cells: int) -> tuple[int, ...]:
     return tuple(sorted({cells // 3, 2 * cells // 3}))
 
 
+CELL_SECTIONS = ("cell 1", "cell 2", "cell 3", "cell 4", "cell 5")
+"""Kinds of a genotype with a cell for every section of the stack (Firefly §3, B.3): before the first reduction, at it,
+between the two, at the second one, and after it."""
+
+
+def kinds_of_cells(cells: int, kinds: Collection[str]) -> tuple[str, ...]:
+    """The kind of every cell of a stack, from the first to the last.
+
+    Where ``kinds`` are :data:`CELL_SECTIONS`, a cell's kind is its section: of 20 cells the paper's 1-6, 7, 8-13, 14
+    and 15-20 (Firefly B.3), of 5 cells one each, as in the network that is searched. Else the cells at
+    :func:`reduction_positions` are ``reduction`` and all others ``normal`` (DARTS).
+
+    Args:
+        cells: number of cells, L.
+        kinds: the kinds of cell that there are. In DARTS' stack others may be among them; they stand nowhere.
+
+    Raises:
+        InvalidInput: ``cells`` is below 1, a kind that the stack needs is not among ``kinds``, another one is among the
+            sections', or the stack is too short to have all five sections.
+    """
+    require_positive(cells=cells)
+    reductions = reduction_positions(cells)
+    by_section = not set(CELL_SECTIONS).isdisjoint(kinds)
+    if by_section:
+        # A reduction is one section further than what stands before it, and so is what stands behind it.
+        found = tuple(CELL_SECTIONS[sum((at < cell) + (at <= cell) for at in reductions)] for cell in range(cells))
+        fitting = set(kinds) == set(CELL_SECTIONS)
+    else:
+        found = tuple("reduction" if cell in reductions else "normal" for cell in range(cells))
+        fitting = set(found) <= set(kinds)
+    if not fitting:
+        needed = CELL_SECTIONS if by_section else sorted(set(found))
+        raise InvalidInput(
+            f"Wrong kinds of cell for a stack of {cells}: needed {', '.join(needed)}; got {', '.join(kinds) or 'none'}."
+        )
+    if by_section and set(found) != set(CELL_SECTIONS):
+        raise InvalidInput(
+            f"A stack of {cells} is too short for a cell of its own before, at, between, at and after the two "
+            f"reductions: five kinds of cell need 5 cells or more."
+        )
+    return found
+
+
 def stack_cells(
     cells: int,
     channels: int,
@@ -90,11 +136,12 @@ def stack_cells(
         cells: number of cells, L.
         channels: channels of the first cell's nodes, C; doubled at every reduction cell.
         stem: what feeds the first cell.
-        outputs: for each kind of cell, how many nodes belong to its output.
+        outputs: for each kind of cell, how many nodes belong to its output; the kinds say which cell stands where, see
+            :func:`kinds_of_cells`.
         cell_output: what the output makes of them, a name from :data:`CELL_OUTPUTS`.
 
     Raises:
-        InvalidInput: sizes below 1, or no such output.
+        InvalidInput: sizes below 1, no such output, or kinds that this stack does not have.
     """
     require_positive(cells=cells, channels=channels)
     if cell_output not in CELL_OUTPUTS:
@@ -102,9 +149,8 @@ def stack_cells(
     placements = []
     older, newer = stem.output_channels
     halve_older = stem.halve_older
-    for position in range(cells):
+    for position, kind in enumerate(kinds_of_cells(cells, outputs)):
         reduces = position in reduction_positions(cells)
-        kind = "reduction" if reduces else "normal"
         if reduces:
             channels *= 2
         form: CellOutput = "concatenation" if cell_output == "concatenation" else "mean"

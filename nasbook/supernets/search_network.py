@@ -138,11 +138,8 @@ class SearchNetwork(nn.Module):
         self.feature_sharing = feature_sharing
         self.bottleneck = bottleneck
         self.stem = build_stem(stem, in_channels, channels)
-        nodes = dict.fromkeys(("normal", "reduction"), space.nodes)
+        nodes = dict.fromkeys(self.spaces, space.nodes)
         placements = stack_cells(cells, channels, self.stem, nodes, cell_output)
-        for placement in placements:
-            if placement.kind not in self.spaces:
-                raise unknown_name("kind of cell in this space", placement.kind, self.spaces)
         self.placements = tuple(placements)
         self.cells = nn.ModuleList(self.build_cell(placement) for placement in placements)
         self.kinds = tuple(placement.kind for placement in placements)

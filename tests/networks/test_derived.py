@@ -287,7 +287,7 @@ def test_wrong_genotypes():
     cell = CellGenotype((Edge(0, 2, "sep_conv_3"),), nodes=1)
     with pytest.raises(InvalidInput, match=r"^Unknown operation 'sep_conv_3'\. Did you mean 'sep_conv_3x3'"):
         DerivedNetwork(Genotype({"normal": cell, "reduction": cell}), channels=4, cells=3)
-    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell 'reduction'\. Valid: normal\.$"):
+    with pytest.raises(InvalidInput, match=r"of cell for a stack of 3: needed normal, reduction; got normal\.$"):
         DerivedNetwork(Genotype({"normal": DARTS_V1.normal}), channels=4, cells=3)
     one_input = CellGenotype((Edge(0, 1, "skip_connect"),), nodes=1, inputs=1)
     with pytest.raises(InvalidInput, match=r"^A convolutional cell has 2 input nodes, this genotype has 1\.$"):

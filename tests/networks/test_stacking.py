@@ -1,16 +1,20 @@
-"""Stems, placements and the positions of the reduction cells."""
+"""Stems, placements, the positions of the reduction cells, and which kind of cell stands where."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from nasbook.errors import InvalidInput
 from nasbook.networks import (
     CELL_OUTPUTS,
+    CELL_SECTIONS,
     CellPlacement,
     CifarStem,
     ImageNetStem,
     build_stem,
+    kinds_of_cells,
     reduction_positions,
     stack_cells,
 )
@@ -124,3 +128,89 @@ def test_a_stack_of_means():
 def test_an_unknown_cell_output():
     with pytest.raises(InvalidInput, match=r"^Unknown cell output 'men'\. Did you mean 'mean'\? Valid: conc"):
         stack_cells(3, 4, CifarStem(3, 4), {"normal": 4, "reduction": 4}, "men")
+
+
+# ---------------------------------------------------------------------------------------------- kinds of cell
+
+
+@pytest.mark.parametrize(
+    ("cells", "sections"),
+    [
+        (5, (1, 1, 1, 1, 1)),
+        (6, (2, 1, 1, 1, 1)),
+        (7, (2, 1, 1, 1, 2)),
+        (8, (2, 1, 2, 1, 2)),
+        (11, (3, 1, 3, 1, 3)),
+        (20, (6, 1, 6, 1, 6)),  # the paper's 1-6, 7, 8-13, 14, 15-20 (Firefly B.3)
+    ],
+)
+def test_five_kinds_stand_by_sections(cells, sections):
+    expected = [kind for kind, length in zip(CELL_SECTIONS, sections, strict=True) for _ in range(length)]
+    assert kinds_of_cells(cells, CELL_SECTIONS) == tuple(expected)
+    assert kinds_of_cells(cells, tuple(reversed(CELL_SECTIONS))) == tuple(expected)  # a set of names, not an order
+
+
+def test_the_names_of_the_sections():
+    assert CELL_SECTIONS == ("cell 1", "cell 2", "cell 3", "cell 4", "cell 5")
+    kinds = kinds_of_cells(20, CELL_SECTIONS)
+    assert [place + 1 for place in range(20) if kinds[place] == "cell 3"] == [8, 9, 10, 11, 12, 13]
+
+
+@given(st.integers(5, 200))
+def test_both_stacks_reduce_at_the_same_places(cells):
+    by_section, of_darts = kinds_of_cells(cells, CELL_SECTIONS), kinds_of_cells(cells, ("normal", "reduction"))
+    as_in_darts = {"cell 2": "reduction", "cell 4": "reduction"}
+    assert tuple(as_in_darts.get(kind, "normal") for kind in by_section) == of_darts
+    assert list(dict.fromkeys(by_section)) == list(CELL_SECTIONS) and list(by_section) == sorted(by_section)
+
+
+def test_two_kinds_and_others_that_stand_nowhere():
+    assert kinds_of_cells(1, ("reduction",)) == ("reduction",)
+    assert kinds_of_cells(2, ("reduction",)) == ("reduction", "reduction")
+    assert "".join(kind[0] for kind in kinds_of_cells(8, ("another", "normal", "reduction"))) == "nnrnnrnn"
+
+
+def test_a_stack_of_five_kinds():
+    outputs = dict(zip(CELL_SECTIONS, (4, 3, 2, 1, 4), strict=True))
+    placements = stack_cells(7, 16, CifarStem(3, 16), outputs)
+    assert [p.kind for p in placements] == ["cell 1", "cell 1", "cell 2", "cell 3", "cell 4", "cell 5", "cell 5"]
+    assert [p.channels for p in placements] == [16, 16, 32, 32, 64, 64, 64]
+    assert [p.reduces for p in placements] == [False, False, True, False, True, False, False]
+    assert [p.halve_older for p in placements] == [False, False, False, True, False, True, False]
+    assert [p.input_channels for p in placements] == [
+        (48, 48), (48, 64), (64, 64), (64, 96), (96, 64), (64, 64), (64, 256)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 4])
+def test_a_stack_too_short_for_five_sections(cells):
+    message = rf"^A stack of {cells} is too short for .*: five kinds of cell need 5 cells or more\.$"
+    with pytest.raises(InvalidInput, match=message):
+        kinds_of_cells(cells, CELL_SECTIONS)
+    with pytest.raises(InvalidInput, match=message):
+        stack_cells(cells, 4, CifarStem(3, 4), dict.fromkeys(CELL_SECTIONS, 4))
+
+
+@pytest.mark.parametrize(
+    ("cells", "kinds", "needed"),
+    [
+        (1, ("normal",), "reduction"),
+        (3, ("reduction",), "normal, reduction"),
+        (20, (), "normal, reduction"),
+        (20, ("darts", "darts 2"), "normal, reduction"),
+        (20, CELL_SECTIONS[:4], ", ".join(CELL_SECTIONS)),
+        (4, CELL_SECTIONS[1:], ", ".join(CELL_SECTIONS)),
+        (20, (*CELL_SECTIONS, "normal", "reduction"), ", ".join(CELL_SECTIONS)),  # which of the two stacks?
+        (20, (*CELL_SECTIONS, "cell 6"), ", ".join(CELL_SECTIONS)),
+    ],
+)
+def test_wrong_kinds_of_cell(cells, kinds, needed):
+    with pytest.raises(InvalidInput) as caught:
+        kinds_of_cells(cells, kinds)
+    got = ", ".join(kinds) or "none"
+    assert str(caught.value) == f"Wrong kinds of cell for a stack of {cells}: needed {needed}; got {got}."
+
+
+def test_no_cells_have_no_kinds():
+    with pytest.raises(InvalidInput, match=r"^cells must be above 0, got 0\.$"):
+        kinds_of_cells(0, CELL_SECTIONS)

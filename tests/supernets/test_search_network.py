@@ -284,7 +284,7 @@ def test_spaces_of_different_sizes_are_refused():
     message = r"^The spaces of a supernet's kinds of cell may differ in their edges and candidates only\.$"
     with pytest.raises(InvalidInput, match=message):
         SearchNetwork({"normal": Space(nodes=2), "reduction": Space(nodes=3)}, 2, 3)
-    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell in this space 'reduction'\. Valid: normal\.$"):
+    with pytest.raises(InvalidInput, match=r"of cell for a stack of 3: needed normal, reduction; got normal\.$"):
         SearchNetwork({"normal": Space(nodes=2)}, 2, 3)
     with pytest.raises(InvalidInput, match=r"^Unknown cell output 'means'\. Did you mean 'mean'"):
         SearchNetwork(Space(nodes=2), 2, 3, cell_output="means")
@@ -303,7 +303,7 @@ def test_spaces_of_different_sizes_are_refused():
         ({"stem": "cifar10"}, r"^Unknown stem 'cifar10'\. Did you mean 'cifar'\? Valid: cifar, imagenet\.$"),
         ({"space": Space(inputs=1)}, r"^A convolutional search cell has 2 input nodes, this space has 1\.$"),
         ({"space": Space(("none", "skip_conect"))}, r"^Unknown operation 'skip_conect'\. Did you mean 'skip_connect'"),
-        ({"space": Space(kinds=("normal",))}, r"^Unknown kind of cell in this space 'reduction'\. Valid: normal\.$"),
+        ({"space": Space(kinds=("normal",))}, r"of cell for a stack of 3: needed normal, reduction; got normal\.$"),
     ],
 )
 def test_wrong_arguments(options, message):
