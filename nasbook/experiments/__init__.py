@@ -1,6 +1,7 @@
 """Experiments: every table and figure as a function of scale and seed; records; claims (all chapters)."""
 
 from nasbook.experiments import (
+    continual,
     differentiable_search,
     entrannas,
     entrannas_checks,
@@ -19,6 +20,15 @@ from nasbook.experiments import (
     topology_checks,
 )
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
+from nasbook.experiments.continual import (
+    CONTINUAL_LEARNERS,
+    PAPER_TABLE_2,
+    average_over_tasks,
+    backbone_of,
+    continual_config,
+    tasks_of,
+)
+from nasbook.experiments.continual_scale import CONTINUAL_SCALES, ContinualScale, continual_scale
 from nasbook.experiments.differentiable_search import (
     autograd_hypergradient,
     hypergradient_problem,
@@ -87,14 +97,18 @@ from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
     "CLAIMS",
+    "CONTINUAL_LEARNERS",
+    "CONTINUAL_SCALES",
     "ENTRANNAS_SCALES",
     "GROWING_SCALES",
     "GROWTH_SCALES",
+    "PAPER_TABLE_2",
     "POOL_SCALES",
     "SCALES",
     "SEARCH_CONFIGS",
     "STRETCHABLE_SCALES",
     "Claim",
+    "ContinualScale",
     "EnTranNASScale",
     "Experiment",
     "GrowingScale",
@@ -110,6 +124,11 @@ __all__ = [
     "Verdict",
     "Workplace",
     "autograd_hypergradient",
+    "average_over_tasks",
+    "backbone_of",
+    "continual",
+    "continual_config",
+    "continual_scale",
     "derived_network",
     "differentiable_search",
     "entrannas",
@@ -159,6 +178,7 @@ __all__ = [
     "stretchable_cells",
     "stretchable_config",
     "stretchable_scale",
+    "tasks_of",
     "topology_checks",
     "toy_trajectory",
     "train_derived",

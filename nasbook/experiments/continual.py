@@ -43,6 +43,7 @@ CONTINUAL_LEARNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "random growth": ("firefly-continual", {"selection": "random"}),
     "mask only": ("firefly-continual", {"growths": 0}),
     "individual": ("individual", {}),
+    "individual, thin": ("individual", {}),
     "fine-tuned": ("fine-tuned", {}),
     "EWC": ("ewc", {}),
     "LwF": ("lwf", {}),
@@ -50,7 +51,11 @@ CONTINUAL_LEARNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "CPG": ("cpg", {}),
 }
 """What stands in Fig. 5 and Table 2, by the words of figures: the name in :data:`nasbook.methods.LEARNERS`, and what is
-set otherwise. Random growth and mask only are controls of ours: the same candidates chosen at random, and no growth."""
+set otherwise. Controls of ours: random growth chooses among the same candidates at random, mask only does not grow, and
+the thin individual networks are as small as Firefly's first one."""
+
+THIN = ("Firefly", "random growth", "mask only", "individual, thin")
+"""Those that begin with the thin backbone; all others have the full one."""
 
 PAPER_TABLE_2 = {
     "individual": (2565, None, 88.85),
@@ -86,6 +91,16 @@ def continual_config(method: str, scale: Scale, **changed: Any) -> ContinualConf
             "mask_rate": own.mask_rate,
             "direction_epochs": own.direction_epochs,
         },
+        "ewc": {"images": own.fisher_images},
+        "lwf": {"warm_up_epochs": max(1, round(0.1 * own.task_epochs))},
+        # Shares of the epochs as in CPG's code for CIFAR-100, which has 100, 20 and 30.
+        "packnet": {"pruned": None, "retraining_epochs": max(1, round(0.3 * own.task_epochs))},
+        "cpg": {
+            "pruning_epochs": max(1, round(0.2 * own.task_epochs)),
+            "retraining_epochs": max(1, round(0.3 * own.task_epochs)),
+            "pruning_every": own.pruning_every,
+            "validation_share": own.held_out,
+        },
     }
     return LEARNERS[method](**{**common, **numbers.get(method, {}), **changed})
 
@@ -100,7 +115,7 @@ def _learn(workplace: Workplace, label: str, tasks: tuple[Task, ...], **changed:
     """One learner on all tasks, and what came out."""
     method, own = CONTINUAL_LEARNERS[label]
     config = continual_config(method, workplace.scale, **{**own, **changed})
-    backbone = backbone_of(workplace.scale, tasks[0].data, thin=method == "firefly-continual")
+    backbone = backbone_of(workplace.scale, tasks[0].data, thin=label in THIN)
     run = config.begin(tasks, backbone, fold_seed(workplace.seed, "learner"))
     workplace.drive(run, " ".join([label, *(f"{name} {value}" for name, value in changed.items())]))
     return _found(run, workplace.seed)
@@ -113,7 +128,7 @@ def _found(run: ContinualRun, seed: int) -> dict[str, Any]:
         "memory": list(run.memory),
         "seconds": round(sum(report.seconds for report in run.history), 1),
         "epochs": run.epoch,
-        "extra_epochs": run.config.extra_epochs,
+        "extra_epochs": round(run.epoch / len(run.tasks) - run.config.epochs, 2),
     }
     if isinstance(run, FireflyContinual):
         master = run.master
@@ -152,7 +167,7 @@ def sizes(workplace: Workplace) -> dict[str, Any]:
         {"chosen": number, **_learn(workplace, "Firefly", tasks, neurons=number)} for number in scale.chosen_numbers
     ]
     for label in CONTINUAL_LEARNERS:
-        if label not in ("Firefly", "random growth", "mask only"):
+        if label not in THIN:
             values[label] = _learn(workplace, label, tasks)
     return values
 

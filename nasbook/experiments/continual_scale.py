@@ -45,6 +45,10 @@ class ContinualScale(Scale):
     """The numbers of Fig. 5a; 32 to 512 in the paper."""
     fisher_images: int | None
     """Images of each task over which EWC averages its Fisher information; None for all."""
+    held_out: float
+    """Share of each task's training images by which CPG decides."""
+    pruning_every: int
+    """Steps between two prunings of CPG; 10 in its code, which has a hundred steps for them in each sparsity."""
     cell_epochs: int
     """Epochs of training before each growth of a cell; 5 in the paper."""
     cell_direction_epochs: int
@@ -81,6 +85,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "chosen": 16,
         "chosen_numbers": (4, 16, 64),
         "fisher_images": None,
+        "held_out": 0.25,
+        "pruning_every": 1,
         "cell_epochs": 1,
         "cell_direction_epochs": 1,
         "cell_channels": 2,
@@ -90,14 +96,14 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     },
     "laptop": {
         "continual_data": "cifar100",
-        "continual_images": None,
+        "continual_images": 10000,
         "tasks": 20,
         "few_tasks": 10,
         "backbone": "vgg16",
         "full_share": 0.125,
         "thin_share": 0.0625,
         "task_epochs": 12,
-        "task_batch": 32,
+        "task_batch": 25,
         "mask_epochs": 4,
         "mask_rate": 1e-4,
         "direction_epochs": 4,
@@ -105,6 +111,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "chosen": 32,
         "chosen_numbers": (8, 32, 64),
         "fisher_images": 200,
+        "held_out": 0.1,
+        "pruning_every": 4,
         "cell_epochs": 2,
         "cell_direction_epochs": 2,
         "cell_channels": 2,
@@ -129,6 +137,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "chosen": 128,
         "chosen_numbers": (32, 128, 256),
         "fisher_images": 500,
+        "held_out": 0.1,
+        "pruning_every": 10,
         "cell_epochs": 5,
         "cell_direction_epochs": 5,
         "cell_channels": 4,
@@ -153,6 +163,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "chosen": 256,
         "chosen_numbers": (32, 128, 196, 256, 320, 384, 448, 512),
         "fisher_images": None,
+        "held_out": 0.1,
+        "pruning_every": 10,
         "cell_epochs": 5,
         "cell_direction_epochs": 5,
         "cell_channels": 4,
