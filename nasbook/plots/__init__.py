@@ -25,7 +25,7 @@ from nasbook.plots.growth import GrowthEpoch, draw_growth
 from nasbook.plots.growth_film import animate_growth
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
-from nasbook.plots.networks import draw_search_network
+from nasbook.plots.networks import draw_search_network, draw_stack, stack_in_words
 from nasbook.plots.neurons import draw_neurons
 from nasbook.plots.palette import (
     OKABE_ITO,
@@ -79,6 +79,7 @@ __all__ = [
     "draw_recurrent_cell",
     "draw_recurrent_cells",
     "draw_search_network",
+    "draw_stack",
     "draw_supernet",
     "explore_cell_growth",
     "explore_family_trees",
@@ -105,5 +106,6 @@ __all__ = [
     "recurrent_cell_in_words",
     "show",
     "show_animation",
+    "stack_in_words",
     "use_style",
 ]
