@@ -25,6 +25,7 @@ from nasbook.plots.growth import GrowthEpoch, draw_growth
 from nasbook.plots.growth_film import animate_growth
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
+from nasbook.plots.master_network import draw_master, master_in_words
 from nasbook.plots.networks import draw_search_network, draw_stack, stack_in_words
 from nasbook.plots.neurons import draw_neurons
 from nasbook.plots.palette import (
@@ -75,6 +76,7 @@ __all__ = [
     "draw_family_tree",
     "draw_genotype",
     "draw_growth",
+    "draw_master",
     "draw_neurons",
     "draw_recurrent_cell",
     "draw_recurrent_cells",
@@ -86,6 +88,7 @@ __all__ = [
     "explore_search",
     "family_tree_in_words",
     "fitted_slope",
+    "master_in_words",
     "operation_label",
     "operation_styles",
     "plot_accuracy_against_size",

@@ -434,4 +434,5 @@ def master_in_words(master: Any, task: int | None = None) -> str:
         for number in range(task)
     ]
     listed = ", ".join(f"{count} of task {number + 1}" for number, count in enumerate(sources) if count)
-    return f"{words} It reuses {listed or 'none'}, and leaves out {unused}{', the originals of its copies among them' if copied else ''}."
+    replaced = ", the originals of its copies among them" if copied else ""
+    return f"{words} It reuses {listed or 'none'}, and leaves out {unused}{replaced}."
