@@ -10,6 +10,7 @@ import torch
 
 from nasbook.analysis import count_parameters
 from nasbook.data import ImageData
+from nasbook.experiments.continual_scale import continual_scale
 from nasbook.experiments.registry import Workplace
 from nasbook.experiments.scale import Scale, entrannas_scale, growing_scale, pool_scale, stretchable_scale
 from nasbook.genotypes import Genotype, Space
@@ -17,6 +18,7 @@ from nasbook.methods import (
     darts,
     entrannas,
     entrannas_dst,
+    firefly_cells,
     growing,
     growing_search,
     milenas,
@@ -25,7 +27,7 @@ from nasbook.methods import (
     random_search,
     stretchable,
 )
-from nasbook.networks import DerivedNetwork, channels_for
+from nasbook.networks import GROWING_SPACE, DerivedNetwork, channels_for
 from nasbook.operations import CONSTRAINTS
 from nasbook.seeding import fold_seed
 from nasbook.training import Fit, FitConfig
@@ -164,6 +166,25 @@ def growing_config(scale: Scale, mode: growing_search.Mode = "prune-each-stage")
     )
 
 
+def firefly_cells_config(scale: Scale) -> firefly_cells.Config:
+    """How Firefly searches cells at a scale, with Chapter 7's numbers."""
+    own = continual_scale(scale)
+    return firefly_cells.Config(
+        epochs=own.cell_epochs,
+        direction_epochs=own.cell_direction_epochs,
+        channels=own.cell_node_channels,
+        width=own.cell_channels,
+        new_neurons=own.cell_candidates,
+        batch_size=own.cell_batch,
+    )
+
+
+def firefly_cells_space(scale: Scale) -> Space:
+    """What grows in Firefly's cells at a scale: those of the paper's four operations that the scale has."""
+    operations = tuple(name for name in GROWING_SPACE.operations if name in scale.operations)
+    return replace(GROWING_SPACE, operations=operations, nodes=scale.nodes)
+
+
 SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "darts": search_config,
     "milenas": milenas_config,
@@ -173,6 +194,7 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "entrannas-dst": entrannas_dst_config,
     "pr-darts": pr_darts_config,
     "growing": growing_config,
+    "firefly-cells": firefly_cells_config,
     "random-search": random_search_config,
 }
 """How each method searches at a scale, by the method's name."""
@@ -184,6 +206,7 @@ SEARCH_SPACES: dict[str, Callable[[Scale], Space]] = {
     "entrannas-dst": lambda scale: Space(scale.space.choices, scale.nodes),
     "pr-darts": pr_darts_space,
     "growing": lambda scale: replace(scale.space, nodes=2),
+    "firefly-cells": firefly_cells_space,
 }
 """The spaces of methods that search another one than the scale's."""
 

@@ -21,6 +21,7 @@ from nasbook.methods import (
     entrannas,
     entrannas_dst,
     firefly,
+    firefly_cells,
     firefly_continual,
     growing,
     growing_recurrent,
@@ -45,6 +46,7 @@ METHODS: dict[str, ModuleType] = {
     "entrannas-dst": entrannas_dst,
     "pr-darts": pr_darts,
     "growing": growing,
+    "firefly-cells": firefly_cells,
     "random-search": random_search,
 }
 """The modules of all methods on images by the names that the command line takes."""
@@ -99,6 +101,7 @@ __all__ = [
     "entrannas",
     "entrannas_dst",
     "firefly",
+    "firefly_cells",
     "firefly_continual",
     "get_method",
     "growing",

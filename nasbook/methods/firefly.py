@@ -6,6 +6,7 @@ and directions for an epoch under the constraints (Eq. 4), and keeps what promis
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -102,12 +103,13 @@ class Config(GrowthConfig):
     def begin(self, situation: Situation) -> FireflyGrowth:
         return FireflyGrowth(self, situation)
 
-    def limits(self, network: Growable) -> Budget:
-        """η₀ and η₁ for a growth of this network."""
-        neurons = self.budget(network)
+    def limits(self, network: Growable, widths: Collection[str] | None = None) -> Budget:
+        """η₀ and η₁ for a growth of this network, or of some of its widths alone."""
+        there = {name: count for name, count in network.neurons().items() if widths is None or name in widths}
+        neurons = self.budget(network) if widths is None else max(1, round(self.rate * sum(there.values())))
         per_width: dict[Any, int] = {}
         if self.scope == "width":
-            per_width = {name: max(1, round(self.rate * count)) for name, count in network.neurons().items() if count}
+            per_width = {name: max(1, round(self.rate * count)) for name, count in there.items() if count}
             neurons = sum(per_width.values())
         in_new_layers = None
         if self.layer_share == "apart":
@@ -119,16 +121,27 @@ class Config(GrowthConfig):
 
 
 class FireflyGrowth(SteppedGrowth):
-    """One growth by firefly descent."""
+    """One growth by firefly descent.
 
-    def __init__(self, config: Config, situation: Situation) -> None:
+    Args:
+        config: how it grows.
+        situation: what grows.
+        widths: names of the widths that may grow, besides those of new layers; None for all.
+    """
+
+    def __init__(self, config: Config, situation: Situation, widths: Collection[str] | None = None) -> None:
         super().__init__(situation)
         self.config = config
+        self.widths = widths
         self.prepared = with_empty_layers(situation.network, config.new_layers)
-        neurons = self.prepared.network.neurons()
+        neurons = {
+            name: count
+            for name, count in self.prepared.network.neurons().items()
+            if widths is None or name in widths or not count
+        }
         self.overgrown = OvergrownNetwork(
             self.prepared.network,
-            splits=config.splits,
+            splits=dict.fromkeys(neurons, config.splits),
             new={name: config.new_neurons if count else config.layer_neurons for name, count in neurons.items()},
             generator=situation.generator("directions"),
         )
@@ -141,7 +154,7 @@ class FireflyGrowth(SteppedGrowth):
 
     def finish(self) -> Result:
         scores = integrated_gradients(self.overgrown, self.situation.batches(), F.cross_entropy, self.config.points)
-        limits = self.config.limits(self.situation.network)
+        limits = self.config.limits(self.situation.network, self.widths)
         choose = SELECTIONS[self.config.selection]
         descent = step_two(self.overgrown, scores, limits, self.config.radius, choose)
         grown = self.prepared.then(descent.grown)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nasbook import processes
 from nasbook.analysis import count_parameters
-from nasbook.data import ImageData, evaluation_batches
+from nasbook.data import ImageData, Loader, evaluation_batches
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.growth import Cut, Grown, GrowthEvent, remap_optimizer, replay_history
 from nasbook.networks import Growable
@@ -63,7 +63,7 @@ class GrowthConfig(ABC):
     validation_share: float = 0.1
     """Training images that no method trains on; hill climbing chooses its children by them."""
     scored_images: int | None = None
-    """Training images over which a growth measures losses and scores, chosen at random once; None for all."""
+    """Images over which a growth measures losses and scores, chosen at random once; None for all."""
 
     method: ClassVar[str]
     """Its name."""
@@ -85,6 +85,11 @@ class GrowthConfig(ABC):
         """Passes over the training images that one growth takes."""
         return 0
 
+    @property
+    def last_epochs(self) -> int:
+        """Passes over the training images after the last growth."""
+        return self.epochs
+
     @abstractmethod
     def begin(self, situation: Situation) -> Growth:
         """Begins a growth: a :class:`SteppedGrowth` if it has epochs of its own."""
@@ -92,7 +97,7 @@ class GrowthConfig(ABC):
     def fit(self) -> FitConfig:
         """How the network trains."""
         return FitConfig(
-            epochs=self.epochs * (self.growths + 1) + self.growth_epochs * self.growths,
+            epochs=(self.epochs + self.growth_epochs) * self.growths + self.last_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
@@ -116,13 +121,15 @@ class Situation:
     optimizer: torch.optim.Optimizer
     """Of its parameters, with the state of the training so far."""
     batches: Callable[[], Iterator[Batch]]
-    """The training images that a growth looks at, as they are, in evaluation batches."""
+    """The images that a growth looks at, as they are, in evaluation batches."""
     validate: Callable[[Growable], float]
     """Accuracy of a network on the validation images."""
     seed: int
     """Of everything random in this growth."""
     steps: int
     """How many steps the growth has."""
+    number: int = 1
+    """Which growth of its run this is, from 1."""
 
     def generator(self, *stream: int | str) -> torch.Generator:
         """A fresh generator on the CPU for one stream of this growth."""
@@ -165,7 +172,7 @@ class Growth(ABC):
 
 
 class SteppedGrowth(Growth):
-    """A growth that passes over the training images before it can finish."""
+    """A growth that passes over images before it can finish."""
 
     @abstractmethod
     def run_step(self, batch: Batch, index: int) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
@@ -266,31 +273,37 @@ class GrowthRun(Fit):
             self._growth_seconds = 0.0
             self._finish(self.growth_config.begin(self._situation(phase)))
         if not growing:
-            rate = DECAYS["cosine"](self.config.learning_rate, number, self.growth_config.epochs)
+            rate = self.learning_rate(number)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.network.train()
+
+    def learning_rate(self, number: int) -> float:
+        """Of the training in this epoch, which has this number within its phase, from 0: a cosine in every phase."""
+        return DECAYS["cosine"](self.config.learning_rate, number, self.growth_config.epochs)
+
+    def growth_loader(self) -> Loader:
+        """The images that a growth looks at and has its own epochs on: those that the network trains on."""
+        return self.loader
 
     def run_step(self, index: int) -> Sequence[Tensor]:
         _, number, growing = self.place(self.epoch)
         if not growing:
             return super().run_step(index)
         assert self._growth is not None
-        images, labels = self.loader.batch(index)
+        images, labels = self.growth_loader().batch(index)
         loss, logits = self._growth.run_step((images, labels), number * self.steps_per_epoch + self.step)
         return loss, accuracy(logits, labels)
 
     def report(self, means: dict[str, float]) -> GrowthReport:
         phase, number, growing = self.place(self.epoch)
         config = self.growth_config
-        loss = correct = float("nan")
         if growing and number + 1 == config.growth_epochs:
             assert self._growth is not None
             self._finish(self._growth)
         if growing:
             self._growth_seconds += self.elapsed()
-        elif number + 1 == config.epochs:
-            loss, correct = evaluate(self.network, *self._held_out, self.data, channels_last=self._channels_last)
+        loss, correct = self.validation(not growing and number + 1 == config.epochs)
         return GrowthReport(
             self.epoch + 1,
             **means,
@@ -304,6 +317,16 @@ class GrowthRun(Fit):
             parameters=count_parameters(self.network),
         )
 
+    def validation(self, ends_phase: bool) -> tuple[float, float]:
+        """Loss and accuracy on the held-out images after this epoch; NaN where it is not evaluated.
+
+        Args:
+            ends_phase: whether it was the last one of a training.
+        """
+        if not ends_phase:
+            return math.nan, math.nan
+        return evaluate(self.network, *self._held_out, self.data, channels_last=self._channels_last)
+
     # -- a growth ------------------------------------------------------------------------------------------------------
 
     def _begin_steps(self, phase: int) -> SteppedGrowth:
@@ -312,7 +335,8 @@ class GrowthRun(Fit):
         return growth
 
     def _situation(self, phase: int) -> Situation:
-        images, labels = self.loader.images, self.loader.labels
+        loader = self.growth_loader()
+        images, labels = loader.images, loader.labels
         count = self.growth_config.scored_images
         if count is not None:  # the same at each growth; at random, since a set may be sorted by its classes
             chosen = torch.randperm(len(labels), generator=generator(self.seed, "scored images"))[:count]
@@ -324,6 +348,7 @@ class GrowthRun(Fit):
             validate=self._validate,
             seed=fold_seed(self.seed, "growth", phase),
             steps=self.growth_config.growth_epochs * self.steps_per_epoch,
+            number=phase,
         )
 
     def _validate(self, network: Growable) -> float:

@@ -1,5 +1,6 @@
 """Discrete networks: what a genotype becomes (Chapters 1 and 6), and networks that grow (Chapter 4)."""
 
+from nasbook.genotypes import CELL_SECTIONS
 from nasbook.networks.derived import (
     AuxiliaryHead,
     AuxiliaryOutput,
@@ -20,6 +21,14 @@ from nasbook.networks.growable import (
     output_channels,
 )
 from nasbook.networks.growable_networks import GROWABLE_NETWORKS, STANDARD_WIDTHS, build_growable, scaled_widths
+from nasbook.networks.growing_cells import (
+    GROWING_OPERATIONS,
+    GROWING_SPACE,
+    TRANSFORM_ACTIVATIONS,
+    GrowableCell,
+    GrowableCellNetwork,
+    TransformActivation,
+)
 from nasbook.networks.mobilenet import MobileNetV1
 from nasbook.networks.perceptron import Perceptron
 from nasbook.networks.radial import Gaussian, RadialNetwork, radial_data, radial_target
@@ -58,7 +67,6 @@ from nasbook.networks.segmentation import (
 from nasbook.networks.sizing import channels_for, parameters_of
 from nasbook.networks.stacking import (
     CELL_OUTPUTS,
-    CELL_SECTIONS,
     CellOutput,
     CellPlacement,
     CifarStem,
@@ -75,10 +83,13 @@ __all__ = [
     "CELL_OUTPUTS",
     "CELL_SECTIONS",
     "GROWABLE_NETWORKS",
+    "GROWING_OPERATIONS",
+    "GROWING_SPACE",
     "RECURRENT_BACKBONES",
     "RECURRENT_ENGINES",
     "STANDARD_WIDTHS",
     "TORCH_CELLS",
+    "TRANSFORM_ACTIVATIONS",
     "VGG",
     "AuxiliaryHead",
     "AuxiliaryOutput",
@@ -98,6 +109,8 @@ __all__ = [
     "ForecastingHead",
     "Gaussian",
     "Growable",
+    "GrowableCell",
+    "GrowableCellNetwork",
     "HighwayCell",
     "ImageNetStem",
     "LanguageHead",
@@ -116,6 +129,7 @@ __all__ = [
     "StemName",
     "TorchCellName",
     "TorchRecurrentNetwork",
+    "TransformActivation",
     "TwoToOneCell",
     "Width",
     "atrous_rates",

@@ -357,6 +357,7 @@ BUILDS_ON: dict[str, set[str]] = {
     "entrannas_dst": {"entrannas"},
     "pr_darts": {"darts"},
     "firefly": set(),
+    "firefly_cells": {"firefly"},
     "splitting_descent": set(),
     "net2net": set(),
     "hill_climbing": set(),
