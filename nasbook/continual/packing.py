@@ -284,10 +284,14 @@ def smallest_weights(
         among: which of them are looked at.
         count: how many.
     """
-    magnitudes = weight.detach().abs().masked_fill(~among, math.inf).flatten()
-    found = torch.zeros_like(magnitudes, dtype=torch.bool)
-    found[magnitudes.argsort(stable=True)[: min(count, int(among.sum()))]] = True
-    return found.view(weight.shape)
+    count = min(count, int(among.sum()))
+    if count < 1:
+        return torch.zeros_like(among)
+    magnitudes = weight.detach().abs()
+    cutoff = magnitudes[among].kthvalue(count).values
+    below, level = among & (magnitudes < cutoff), among & (magnitudes == cutoff)
+    first = level.flatten().cumsum(0).view(level.shape) <= count - below.sum()
+    return below | (level & first)
 
 
 class PackingRun(ContinualRun):
