@@ -17,6 +17,11 @@ from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.connection_film import animate_connections
 from nasbook.plots.connections import draw_connections
+from nasbook.plots.continual_results import (
+    plot_accuracy_against_memory,
+    plot_accuracy_matrices,
+    plot_average_accuracy,
+)
 from nasbook.plots.curves import plot_architecture_weights, plot_learning_curves
 from nasbook.plots.display import Described, describe, show
 from nasbook.plots.explorer import explore_search
@@ -91,8 +96,11 @@ __all__ = [
     "master_in_words",
     "operation_label",
     "operation_styles",
+    "plot_accuracy_against_memory",
     "plot_accuracy_against_size",
+    "plot_accuracy_matrices",
     "plot_architecture_weights",
+    "plot_average_accuracy",
     "plot_candidate_weights",
     "plot_cycles",
     "plot_learning_curves",
