@@ -108,7 +108,10 @@ def continual_config(method: str, scale: Scale, **changed: Any) -> ContinualConf
 def tasks_of(scale: Scale, data: ImageData, seed: int, *, few: bool = False) -> tuple[Task, ...]:
     """The tasks of one division: those of Table 2, or the fewer ones of Fig. 5a."""
     own = continual_scale(scale)
-    return split_classes(data, own.few_tasks if few else own.tasks, seed=fold_seed(seed, "division"))
+    seed = fold_seed(seed, "division")
+    if few:
+        return split_classes(data, own.few_tasks, seed=seed)
+    return split_classes(data, own.tasks, seed=seed)[: own.seen_tasks]
 
 
 def _learn(workplace: Workplace, label: str, tasks: tuple[Task, ...], **changed: Any) -> dict[str, Any]:

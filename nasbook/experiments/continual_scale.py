@@ -18,6 +18,8 @@ class ContinualScale(Scale):
     """Training images of it that are used, balanced over the classes; None for all."""
     tasks: int
     """Tasks of Fig. 5b and Table 2; the paper has 20."""
+    seen_tasks: int | None
+    """How many of them are learned, the first ones; None for all."""
     few_tasks: int
     """Tasks of Fig. 5a; the paper has 10."""
     backbone: str
@@ -72,6 +74,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "continual_data": "digits",
         "continual_images": 200,
         "tasks": 5,
+        "seen_tasks": None,
         "few_tasks": 5,
         "backbone": "vgg11",
         "full_share": 0.125,
@@ -98,6 +101,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "continual_data": "cifar100",
         "continual_images": 10000,
         "tasks": 20,
+        "seen_tasks": 10,
         "few_tasks": 10,
         "backbone": "vgg16",
         "full_share": 0.125,
@@ -124,6 +128,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "continual_data": "cifar100",
         "continual_images": None,
         "tasks": 20,
+        "seen_tasks": None,
         "few_tasks": 10,
         "backbone": "vgg16",
         "full_share": 0.5,
@@ -150,6 +155,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "continual_data": "cifar100",
         "continual_images": None,
         "tasks": 20,
+        "seen_tasks": None,
         "few_tasks": 10,
         "backbone": "vgg16",
         "full_share": 1.0,
