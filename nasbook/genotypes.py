@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CELL_SECTIONS",
     "DARTS_OPERATIONS",
     "DARTS_SPACE",
     "DARTS_V1",
@@ -60,6 +61,10 @@ DARTS_OPERATIONS = (
     "dil_conv_5x5",
 )
 """The eight candidates of DARTS §3.1, in the order of the authors' code (ties go to the lower index)."""
+
+CELL_SECTIONS = ("cell 1", "cell 2", "cell 3", "cell 4", "cell 5")
+"""Kinds of a genotype with a cell for every section of the stack (Firefly §3, B.3): before the first reduction, at it,
+between the two, at the second one, and after it."""
 
 ZERO = "none"
 """The zero operation's name: "no connection". It can be a candidate, but not part of a genotype."""
@@ -151,8 +156,8 @@ class CellGenotype:
 class Genotype:
     """The cells that a search chose, by the kind of cell.
 
-    DARTS has two kinds, ``normal`` and ``reduction``; a search that gives every cell its own structure has
-    more. Two genotypes are equal when their cells are.
+    DARTS has two kinds, ``normal`` and ``reduction``; Firefly's cell search has the five of :data:`CELL_SECTIONS`; a
+    search that gives every cell its own structure has as many as cells. Two genotypes are equal when their cells are.
     """
 
     cells: tuple[tuple[str, CellGenotype], ...]
@@ -380,7 +385,7 @@ class Space:
     edges_per_node: int = 2
     """How many edges a node keeps when the cell is derived (DARTS' k)."""
     kinds: tuple[str, ...] = ("normal", "reduction")
-    """Kinds of cell that are searched."""
+    """Kinds of cell that are searched, such as :data:`CELL_SECTIONS`."""
     left_out: tuple[tuple[int, int], ...] = ()
     """(source, target) of edges that the graph does without."""
     pools: tuple[tuple[str, ...], ...] = ()

@@ -163,7 +163,7 @@ class DerivedNetwork(nn.Module):
 
     Args:
         genotype: needs the kinds that stand in the stack: ``reduction``, and ``normal`` from three cells on; or the
-            five of :data:`~nasbook.networks.CELL_SECTIONS`, for five cells and more. See
+            five of :data:`~nasbook.genotypes.CELL_SECTIONS`, for five cells and more. See
             :func:`~nasbook.networks.kinds_of_cells`.
         channels: channels of the first cell's nodes, C.
         cells: number of cells, L.

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
+from nasbook.genotypes import CELL_SECTIONS
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
 StemName = Literal["cifar", "imagenet"]
@@ -43,7 +44,7 @@ class CellPlacement:
     """One place in the stack: what a cell that stands there receives and must give."""
 
     kind: str
-    """Kind of cell: ``normal`` or ``reduction``, or one of :data:`CELL_SECTIONS`."""
+    """Kind of cell: ``normal`` or ``reduction``, or one of :data:`~nasbook.genotypes.CELL_SECTIONS`."""
     channels: int
     """Channels of every node inside the cell."""
     input_channels: tuple[int, int]
@@ -80,17 +81,12 @@ def reduction_positions(cells: int) -> tuple[int, ...]:
     return tuple(sorted({cells // 3, 2 * cells // 3}))
 
 
-CELL_SECTIONS = ("cell 1", "cell 2", "cell 3", "cell 4", "cell 5")
-"""Kinds of a genotype with a cell for every section of the stack (Firefly §3, B.3): before the first reduction, at it,
-between the two, at the second one, and after it."""
-
-
 def kinds_of_cells(cells: int, kinds: Collection[str]) -> tuple[str, ...]:
     """The kind of every cell of a stack, from the first to the last.
 
-    Where ``kinds`` are :data:`CELL_SECTIONS`, a cell's kind is its section: of 20 cells the paper's 1-6, 7, 8-13, 14
-    and 15-20 (Firefly B.3), of 5 cells one each, as in the network that is searched. Else the cells at
-    :func:`reduction_positions` are ``reduction`` and all others ``normal`` (DARTS).
+    Where ``kinds`` are :data:`~nasbook.genotypes.CELL_SECTIONS`, a cell's kind is its section: of 20 cells the paper's
+    1-6, 7, 8-13, 14 and 15-20 (Firefly B.3), of 5 cells one each, as in the network that is searched. Else the cells
+    at :func:`reduction_positions` are ``reduction`` and all others ``normal`` (DARTS).
 
     Args:
         cells: number of cells, L.

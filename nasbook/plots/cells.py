@@ -21,7 +21,7 @@ from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 
-from nasbook.genotypes import CellGenotype, Genotype
+from nasbook.genotypes import CELL_SECTIONS, CellGenotype, Genotype
 from nasbook.plots.layout import (
     INPUT_WIDTH,
     NODE,
@@ -44,6 +44,15 @@ from nasbook.plots.palette import (
     wrap_label,
 )
 
+_SECTIONS = dict(
+    zip(
+        CELL_SECTIONS,
+        ("before the first reduction", "the first reduction", "between the reductions", "the second reduction",
+         "after the second reduction"),
+        strict=True,
+    )
+)  # fmt: skip
+"""Where the cells of a genotype with five kinds stand."""
 _MARGIN = 0.06
 _FONT = "DejaVu Sans"
 
@@ -382,6 +391,11 @@ def draw_cell(
     return figure_of(ax)
 
 
+def kind_in_words(kind: str) -> str:
+    """A kind of cell as a title: "normal cell", or "cell 2: the first reduction"."""
+    return f"{kind}: {_SECTIONS[kind]}" if kind in _SECTIONS else f"{kind} cell"
+
+
 @styled
 def draw_genotype(genotype: Genotype, *, operations: Sequence[str] = ()) -> Figure:
     """Draws every cell of a genotype, one below the other, each under the name of its kind.
@@ -400,7 +414,7 @@ def draw_genotype(genotype: Genotype, *, operations: Sequence[str] = ()) -> Figu
     for (kind, cell), height in zip(genotype.cells, heights, strict=True):
         top -= title + height
         ax = figure.add_axes((0.0, top / total, 1.0, height / total))
-        draw_cell(cell, ax=ax, title=f"{kind} cell", operations=operations)
+        draw_cell(cell, ax=ax, title=kind_in_words(kind), operations=operations)
         top -= between
     return figure
 

@@ -14,6 +14,7 @@ from matplotlib.patches import PathPatch, Polygon
 from matplotlib.text import Text
 
 from nasbook.genotypes import (
+    CELL_SECTIONS,
     DARTS_OPERATIONS,
     DARTS_SPACE,
     DARTS_V2,
@@ -309,6 +310,37 @@ def test_room_is_shared_by_weight_but_for_the_least(room: float, parts: list[tup
 def test_a_genotype_of_many_kinds_is_stacked() -> None:
     genotype = Genotype({f"cell {n}": DARTS_V2.normal for n in range(3)})
     assert len(draw_genotype(genotype).axes) == 3
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.6, 1.0]))
+def test_five_cells_with_all_their_edges_are_readable(seed: int, identities: float) -> None:
+    """What Firefly's cell search finds: 14 edges a cell, some of which are identities."""
+    generator = torch.Generator().manual_seed(seed)
+    space = Space(("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"), 4, 2, 5, CELL_SECTIONS)
+    drawn = random_genotype(space, generator)
+    cells = {
+        kind: CellGenotype(
+            tuple(
+                Edge(e.source, e.target, "skip_connect") if torch.rand((), generator=generator) < identities else e
+                for e in cell.edges
+            )
+        )
+        for kind, cell in drawn.cells
+    }
+    genotype = Genotype(cells)
+    figure = draw_genotype(genotype)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "cell 1: before the first reduction", "cell 2: the first reduction", "cell 3: between the reductions",
+        "cell 4: the second reduction", "cell 5: after the second reduction",
+    ]  # fmt: skip
+    assert overlaps(figure) == []
+    assert min(float(t.get_fontsize()) for t in texts(figure)) >= 8
+    for ax, (_, cell) in zip(figure.axes, genotype.cells, strict=True):
+        shown = {str(t.get_gid()): t.get_text() for t in ax.texts}
+        assert len(cell.edges) == 14
+        for number, edge in enumerate(cell.edges):
+            assert shown[f"operation-{number}"] == operation_label(edge.operation)
 
 
 def test_a_whole_genotype_is_drawn_cell_by_cell() -> None:
