@@ -1,7 +1,14 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017): weights that mattered are held by springs.
 
 After each task the learner notes its weights θ* and how much each matters, the diagonal F of the Fisher information.
-Later tasks add ½ λ Σᵢ Fᵢ (θᵢ − θᵢ*)² to their loss, one such sum for every earlier task, as in the paper.
+Later tasks add ½ λ Σᵢ Fᵢ (θᵢ − θᵢ*)² to their loss (Eq. 3), one such sum for every earlier task. A sum of quadratic
+penalties is a quadratic penalty, as the paper notes: with the sum of all F, around the mean of all θ* weighted by F. So
+it takes two numbers a weight, however many tasks there were. Classifiers are the tasks' own and need no spring.
+
+Where we differ: the penalty's part of a step is taken implicitly (:func:`pulled`). Some springs are so stiff that
+gradient descent swings around their ends: with momentum μ it is stable while rate · λF < 2(1 + μ). At ``quick`` and
+λ = 1000, 0.2 % of the weights are beyond that after four tasks. The clipped gradient is then mostly theirs, and new
+tasks are learned less well: to 0.90 instead of 0.94. What is minimised is the same.
 
 Definitions of F differ between implementations, and results with them. Ours is the Fisher information itself: the mean
 over images x of the expected squared derivative of log p(y|x) over the classes y, with the network's own p(y|x), image
@@ -16,12 +23,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from nasbook.continual.backbone import Backbone
-from nasbook.continual.run import ContinualConfig
-from nasbook.continual.shared_body import SharedBody
+from nasbook.continual.shared_body import SharedBody, SharedBodyConfig
 from nasbook.continual.tasks import Task
 from nasbook.data import evaluation_batches
 from nasbook.errors import InvalidInput, require_positive, unknown_name
@@ -30,15 +37,21 @@ from nasbook.training import evaluating
 
 FisherLabels = Literal["model", "data"]
 
+GRADIENTS_AT_ONCE = 2**27
+"""Entries of single images' gradients that are held at a time: half a gibibyte in float32."""
+LARGEST = 1e30
+"""Largest λ, and largest stiffness."""
+
 
 @dataclass(frozen=True)
-class EWCConfig(ContinualConfig):
+class EWCConfig(SharedBodyConfig):
     """Elastic weight consolidation."""
 
     method: ClassVar[str] = "ewc"
 
-    strength: float = 1000.0
-    """λ. The paper searched for it, problem by problem, and gives no number."""
+    strength: float = 400.0
+    """λ. The paper's for Atari games (the "Fisher multiplier" of its supplement); it gives none for images. With 100
+    and 1000 it ends as high at ``quick``, within what divisions of the classes differ by."""
     labels: FisherLabels = "model"
     """Whose labels the Fisher information takes: the network's own distribution, or the data's (empirical Fisher)."""
     images: int | None = None
@@ -46,8 +59,8 @@ class EWCConfig(ContinualConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.strength < float("inf"):
-            raise InvalidInput(f"strength must be finite and at least 0, got {self.strength}.")
+        if not 0 <= self.strength <= LARGEST:
+            raise InvalidInput(f"strength must be at least 0 and at most {LARGEST:g}, got {self.strength}.")
         if self.labels not in ("model", "data"):
             raise unknown_name("labels", self.labels, ("model", "data"))
         if self.images is not None:
@@ -60,7 +73,11 @@ class EWCConfig(ContinualConfig):
 class EWC(SharedBody):
     """Learns with a quadratic penalty for each earlier task.
 
-    It keeps two numbers a weight and task while it learns (:attr:`anchors`); serving needs neither.
+    Args:
+        tasks: in the order in which they come.
+        config: of the method.
+        backbone: of the body, with one classifier.
+        seed: of initial weights, data order and the images of the Fisher information.
     """
 
     config: EWCConfig
@@ -68,20 +85,21 @@ class EWC(SharedBody):
     def __init__(
         self, tasks: Sequence[Task], config: EWCConfig, backbone: Backbone, *, seed: int = 0
     ) -> None:
-        self.anchors: list[dict[str, tuple[Tensor, Tensor]]] = []
-        """For each learned task θ* and F of the body's parameters, by name."""
+        self.precision: dict[str, Tensor] = {}
+        """Sum of F over the learned tasks, for every parameter of the body by name."""
+        self.anchor: dict[str, Tensor] = {}
+        """Mean of θ* over the learned tasks, weighted by F."""
         super().__init__(tasks, config, backbone, seed=seed)
 
-    def regulariser(self, images: Tensor) -> Tensor | None:
-        if not self.anchors or not self.config.strength:
-            return None
-        parameters = dict(self.network.named_parameters())
-        parts = [
-            (fisher * (parameters[name] - anchor).square()).sum()
-            for anchors in self.anchors
-            for name, (anchor, fisher) in anchors.items()
-        ]
-        return 0.5 * self.config.strength * torch.stack(parts).sum()
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if not self.precision or not self.config.strength:
+            return
+        assert self.optimizer is not None
+        rate = self.optimizer.param_groups[0]["lr"] / (1 - self.config.momentum)
+        for name, parameter in self.body_parameters():
+            stiffness = self.config.strength * self.precision[name]
+            parameter.copy_(pulled(parameter, self.anchor[name], stiffness, rate))
 
     def end_task(self) -> None:
         super().end_task()
@@ -91,22 +109,48 @@ class EWC(SharedBody):
         count = len(data.train_labels) if self.config.images is None else self.config.images
         drawn = torch.randperm(len(data.train_labels), generator=generator(self.task_seed("fisher")))[:count]
         drawn = drawn.to(data.train_labels.device)
-        batches = evaluation_batches(data.train_images[drawn], data.train_labels[drawn], 64, data.mean, data.std)
-        names = [name for name, _ in self.network.named_parameters() if name not in self._head(self.network)]
-        found = fisher_information(self.network, batches, names, self.config.labels)
-        weights = dict(self.network.named_parameters())
-        self.anchors.append({name: (weights[name].detach().clone(), found[name]) for name in names})
+        body = dict(self.body_parameters())
+        size = max(1, min(64, GRADIENTS_AT_ONCE // sum(weights.numel() for weights in body.values())))
+        batches = evaluation_batches(data.train_images[drawn], data.train_labels[drawn], size, data.mean, data.std)
+        found = fisher_information(self.network, batches, list(body), self.config.labels)
+        for name, weights in body.items():
+            before = self.precision.get(name, torch.zeros_like(weights))
+            after = before + found[name]
+            share = torch.where(after > 0, found[name] / after, 1)  # a weight without a spring has no anchor
+            anchor = self.anchor.get(name, torch.zeros_like(weights))
+            self.anchor[name] = anchor.lerp(weights.detach(), share)
+            self.precision[name] = after
+
+    @property
+    def training_memory(self) -> int:
+        return sum(value.numel() for kept in (self.precision, self.anchor) for value in kept.values())
 
     def method_state(self) -> dict[str, Any]:
-        anchors = [{name: list(pair) for name, pair in anchors.items()} for anchors in self.anchors]
-        return {**super().method_state(), "anchors": anchors}
+        return {**super().method_state(), "precision": dict(self.precision), "anchor": dict(self.anchor)}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         super().load_method_state(state)
-        self.anchors = [
-            {name: (anchor.to(self.device), fisher.to(self.device)) for name, (anchor, fisher) in anchors.items()}
-            for anchors in state["anchors"]
-        ]
+        self.precision, self.anchor = (
+            {name: value.to(self.device) for name, value in state[kept].items()} for kept in ("precision", "anchor")
+        )
+
+
+def pulled(
+    weights: Float[Tensor, "..."], anchor: Float[Tensor, "..."], stiffness: Float[Tensor, "..."], rate: float
+) -> Float[Tensor, "..."]:
+    """Weights after an implicit step down ½ Σᵢ kᵢ (θᵢ − aᵢ)²: by the slope where the step ends, not where it begins.
+
+    That is (θ + η k a) / (1 + η k). It is stable for any stiffness; without one, the weights stay as they are.
+
+    Args:
+        weights: θ.
+        anchor: a, at which the springs end.
+        stiffness: k, at least 0.
+        rate: η. After a step of SGD with momentum μ it has to be the learning rate / (1 − μ), which is how far a
+            lasting gradient moves the weights in the end: so they rest where the sum of loss and penalty is least.
+    """
+    stiffness = (rate * stiffness).clamp(max=LARGEST)  # infinity over infinity is no share
+    return weights.lerp(anchor, stiffness / (1 + stiffness))
 
 
 def fisher_information(

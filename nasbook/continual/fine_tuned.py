@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nasbook.continual.backbone import Backbone
-from nasbook.continual.run import ContinualConfig
-from nasbook.continual.shared_body import SharedBody
+from nasbook.continual.shared_body import SharedBody, SharedBodyConfig
 from nasbook.continual.tasks import Task
 
 
 @dataclass(frozen=True)
-class FineTunedConfig(ContinualConfig):
+class FineTunedConfig(SharedBodyConfig):
     """Fine-tuning."""
 
     method: ClassVar[str] = "fine-tuned"

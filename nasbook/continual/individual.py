@@ -26,7 +26,14 @@ class IndividualConfig(ContinualConfig):
 
 
 class Individual(ContinualRun):
-    """Trains a fresh network on every task and keeps it."""
+    """Trains a fresh network on every task and keeps it.
+
+    Args:
+        tasks: in the order in which they come.
+        config: of the training.
+        backbone: of every network, as wide as it is given.
+        seed: of initial weights and data order.
+    """
 
     def __init__(
         self, tasks: Sequence[Task], config: ContinualConfig, backbone: Backbone, *, seed: int = 0
@@ -52,7 +59,7 @@ class Individual(ContinualRun):
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
-        return loss, logits
+        return loss.detach(), logits.detach()
 
     def end_task(self) -> None:
         self.kept.append({name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()})
@@ -68,8 +75,8 @@ class Individual(ContinualRun):
     def method_state(self) -> dict[str, Any]:
         return {
             "kept": [dict(state) for state in self.kept],
-            "network": self.network.state_dict(),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "network": None if self.finished else self.network.state_dict(),
+            "optimizer": None if self.finished or self.optimizer is None else self.optimizer.state_dict(),
         }
 
     def load_method_state(self, state: dict[str, Any]) -> None:
