@@ -30,6 +30,8 @@ from nasbook.plots.growth import GrowthEpoch, draw_growth
 from nasbook.plots.growth_film import animate_growth
 from nasbook.plots.history import Epoch
 from nasbook.plots.layout import DagLayout, dag_layout
+from nasbook.plots.master_explorer import explore_master
+from nasbook.plots.master_film import animate_tasks, tasks_in_words
 from nasbook.plots.master_network import draw_master, master_in_words
 from nasbook.plots.networks import draw_search_network, draw_stack, stack_in_words
 from nasbook.plots.neurons import draw_neurons
@@ -68,6 +70,7 @@ __all__ = [
     "animate_growth",
     "animate_pools",
     "animate_search",
+    "animate_tasks",
     "browse_family_trees",
     "cell_growth_in_words",
     "cell_in_words",
@@ -90,6 +93,7 @@ __all__ = [
     "draw_supernet",
     "explore_cell_growth",
     "explore_family_trees",
+    "explore_master",
     "explore_search",
     "family_tree_in_words",
     "fitted_slope",
@@ -118,5 +122,6 @@ __all__ = [
     "show",
     "show_animation",
     "stack_in_words",
+    "tasks_in_words",
     "use_style",
 ]

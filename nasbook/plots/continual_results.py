@@ -99,6 +99,12 @@ def shade(value: float, low: float, high: float) -> str:
     return to_hex(tint(OKABE_ITO["blue"], 0.05 + 0.57 * min(1.0, max(0.0, share))))
 
 
+def shade_limits(values: Iterable[float]) -> Pair:
+    """The accuracies of the lightest and the darkest shade: all there are, and 20 percentage points at least."""
+    values = list(values)
+    return max(0.0, min(*values, max(values) - 20)), max(values)
+
+
 # --- matrices ---------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +129,7 @@ def plot_accuracy_matrices(matrices: Mapping[str, Matrix], *, columns: int = 3) 
     found = {label: percent_matrix(f"matrices[{label!r}]", matrix) for label, matrix in matrices.items()}
     lost = {label: 100 * forgetting(matrix) for label, matrix in matrices.items()}
     values = [value for rows in found.values() for row in rows for value in row]
-    low, high = min(values), max(values)
+    low, high = shade_limits(values)
     most = max([*(float(one.max()) for one in lost.values() if one.size), 1.0])
     columns = min(columns, len(found))
     left, gap, top, bottom = 0.78, 0.3, 0.5, 0.62

@@ -35,8 +35,6 @@ SMALL = 0.45
 """Side of such a neuron, as a share of the others'."""
 BAND = "#efefef"
 """Behind the stratum of the shown task."""
-_BIGGEST = 11.0
-"""The most pixels from one neuron to the next."""
 _LEFT, _TOP, _BOTTOM, _LEGEND = 52.0, 46.0, 36.0, 30.0
 """Pixels for the tasks' numbers, for the title, for the counts, and for the legend."""
 _HIGHEST = 300.0
@@ -131,6 +129,8 @@ def master_table(master: Any) -> MasterTable:
                 f"{len(sources)} originals."
             )
         _check_between(f"made_by[{name!r}]", makers, 0, len(chosen))
+        if (np.diff(makers) < 0).any() or (sources >= np.arange(len(makers))).any():
+            raise InvalidInput(f"master: expected the neurons of {name!r} in the order in which tasks made them.")
         _check_between(f"copy_of[{name!r}]", sources, -1, len(makers))
         masks = np.zeros((len(chosen), len(makers)), dtype=bool)
         for task, part in enumerate(chosen):
@@ -189,13 +189,25 @@ class Strata:
         return self.pitch - min(2.0, 0.22 * self.pitch)
 
     @property
+    def bend(self) -> float:
+        """How far to the left the lines from originals to copies bend at most."""
+        return 2.2 * self.lefts[0]
+
+    @property
     def height(self) -> float:
         """Of all strata."""
         return self.tops[-1] + self.heights[-1]
 
 
-def plan_strata(table: MasterTable, wide: float, high: float) -> Strata:
-    """Places for all neurons in ``wide`` × ``high`` pixels: as large as they fit, several abreast where that helps."""
+def plan_strata(table: MasterTable, wide: float, high: float, biggest: float = 11.0) -> Strata:
+    """Places for all neurons in ``wide`` × ``high`` pixels: as large as they fit, several abreast where that helps.
+
+    Args:
+        table: the master network.
+        wide: pixels for all layers.
+        high: the most pixels for all strata.
+        biggest: the most pixels from one neuron to the next.
+    """
     tasks, slot = table.tasks, wide / len(table.widths)
     room = slot - max(5.0, 0.16 * slot)
     label, gap = min(12.0, 0.6 * high / tasks), min(6.0, 0.2 * high / tasks)
@@ -208,7 +220,7 @@ def plan_strata(table: MasterTable, wide: float, high: float) -> Strata:
     def fits(pitch: float, abreast: int) -> bool:
         return float(heights(pitch, abreast).sum()) + gap * (tasks - 1) <= high
 
-    pitch = min(_BIGGEST, room)
+    pitch = min(biggest, room)
     while not fits(pitch, max(1, int(room / pitch))):
         pitch *= 0.98
     abreast = next(number for number in range(1, max(1, int(room / pitch)) + 1) if fits(pitch, number))
@@ -380,7 +392,7 @@ def copy_lines(
     spots, sources = strata.spots[width], table.copy_of[width]
     copies = np.flatnonzero((states[width] == COPIED) & (sources >= 0))
     start, end = spots[sources[copies]], spots[copies]
-    aside = 2.2 * strata.lefts[0] * np.minimum(1.0, (end[:, 1] - start[:, 1]) / 60)
+    aside = strata.bend * np.minimum(1.0, (end[:, 1] - start[:, 1]) / 60)
     control = np.stack([np.minimum(start[:, 0], end[:, 0]) - aside, (start[:, 1] + end[:, 1]) / 2], axis=1)
     return np.stack([start, control, end], axis=1)
 
