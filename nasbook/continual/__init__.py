@@ -7,7 +7,7 @@ method of the paper is :mod:`nasbook.methods.firefly_continual`.
 
 from nasbook.continual.backbone import Backbone
 from nasbook.continual.cpg import CPG, CPGConfig, PickingNetwork, TaskCompaction
-from nasbook.continual.ewc import EWC, EWCConfig, fisher_information
+from nasbook.continual.ewc import EWC, EWCConfig, fisher_information, pulled
 from nasbook.continual.fine_tuned import FineTunedConfig
 from nasbook.continual.individual import Individual, IndividualConfig
 from nasbook.continual.lwf import LwF, LwFConfig, distillation
@@ -18,7 +18,7 @@ from nasbook.continual.packing import PackedNetwork, PackedTask
 from nasbook.continual.packnet import PackNet, PackNetConfig
 from nasbook.continual.progressive import progressive_parameters
 from nasbook.continual.run import ContinualConfig, ContinualReport, ContinualRun, Phase
-from nasbook.continual.shared_body import SharedBody
+from nasbook.continual.shared_body import SharedBody, SharedBodyConfig
 from nasbook.continual.tasks import Task, hold_out, split_classes, take_classes
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Phase",
     "PickingNetwork",
     "SharedBody",
+    "SharedBodyConfig",
     "Slots",
     "Task",
     "TaskCompaction",
@@ -57,6 +58,7 @@ __all__ = [
     "free_entries",
     "hold_out",
     "progressive_parameters",
+    "pulled",
     "split_classes",
     "statistics_of",
     "take_classes",
