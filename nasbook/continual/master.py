@@ -292,7 +292,8 @@ class MasterNetwork:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> MasterNetwork:
         """The master network that :meth:`state_dict` described."""
-        master = cls(Backbone(**state["backbone"]))
+        widths = state["backbone"]["widths"]
+        master = cls(Backbone(**{**state["backbone"], "widths": None if widths is None else tuple(widths)}))
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in state["tensors"].items():
             group, _, rest = name.rpartition("/")
