@@ -13,6 +13,7 @@ from nasbook.plots.cell_growth import (
     recorded_search,
 )
 from nasbook.plots.cell_growth_explorer import explore_cell_growth
+from nasbook.plots.cell_widths import animate_cell_widths, plot_cell_widths, widths_by_growth, widths_of_cells
 from nasbook.plots.cells import cell_in_words, draw_cell, draw_genotype
 from nasbook.plots.comparisons import plot_matrix, plot_points
 from nasbook.plots.connection_film import animate_connections
@@ -66,6 +67,7 @@ __all__ = [
     "GrowthEpoch",
     "OperationStyle",
     "animate_cell_growth",
+    "animate_cell_widths",
     "animate_connections",
     "animate_growth",
     "animate_pools",
@@ -106,6 +108,7 @@ __all__ = [
     "plot_architecture_weights",
     "plot_average_accuracy",
     "plot_candidate_weights",
+    "plot_cell_widths",
     "plot_cycles",
     "plot_learning_curves",
     "plot_loss_by_neurons",
@@ -124,4 +127,6 @@ __all__ = [
     "stack_in_words",
     "tasks_in_words",
     "use_style",
+    "widths_by_growth",
+    "widths_of_cells",
 ]

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from nasbook.analysis import average_accuracy, forgetting
 from nasbook.errors import InvalidInput, require_positive
 from nasbook.plots.cells import figure_of
 from nasbook.plots.curves import label_ends
@@ -81,10 +80,11 @@ def percent_matrix(name: str, matrix: Matrix, tasks: int | None = None) -> list[
     Raises:
         InvalidInput: it is no triangle, has another number of tasks, or numbers that are no shares.
     """
-    try:
-        average_accuracy(matrix)
-    except InvalidInput as error:
-        raise InvalidInput(f"{name}: {error}") from None
+    lengths = [len(row) for row in matrix]
+    if not lengths or lengths != list(range(1, len(lengths) + 1)):
+        raise InvalidInput(
+            f"{name}: expected one accuracy in the first row, two in the second, and so on; got rows of {lengths}."
+        )
     if tasks is not None and len(matrix) != tasks:
         raise InvalidInput(f"{name}: expected the accuracies of {tasks} tasks, got {len(matrix)} rows.")
     rows = [[100 * float(value) for value in row] for row in matrix]
@@ -127,6 +127,8 @@ def plot_accuracy_matrices(matrices: Mapping[str, Matrix], *, columns: int = 3) 
     if not matrices:
         raise InvalidInput("matrices: expected at least one label with a matrix of accuracies, got none.")
     found = {label: percent_matrix(f"matrices[{label!r}]", matrix) for label, matrix in matrices.items()}
+    from nasbook.analysis import forgetting  # here, as its package imports torch, and drawings don't
+
     lost = {label: 100 * forgetting(matrix) for label, matrix in matrices.items()}
     values = [value for rows in found.values() for row in rows for value in row]
     low, high = shade_limits(values)

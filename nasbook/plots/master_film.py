@@ -30,6 +30,7 @@ from nasbook.plots.master_network import (
     UNUSED,
     MasterTable,
     copy_lines,
+    in_copies,
     labelled_tasks,
     line_width,
     master_table,
@@ -268,7 +269,7 @@ class _Drawing:
                 headings.append(f"{called} arrives")
                 details.append(f"its mask keeps {kept} of {there} neurons")
             headings.append(f"{called} is learned")
-            grown = f"{reused} neurons reused, {copied} unlocked copies, {new} new"
+            grown = f"{reused} neurons reused, {in_copies(copied)}, {new} new"
             details.append(grown if task else f"{new} neurons")
         return headings, details
 

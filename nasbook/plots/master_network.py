@@ -157,6 +157,11 @@ def _check_between(name: str, numbers: Int[np.ndarray, " numbers"], low: int, en
         raise InvalidInput(f"{name}: expected numbers of {low}..{end - 1}, got {numbers.min()}..{numbers.max()}.")
 
 
+def in_copies(count: int) -> str:
+    """A number of copies in words."""
+    return f"{count} unlocked cop{'y' if count == 1 else 'ies'}"
+
+
 def check_task(table: MasterTable, task: int) -> None:
     """Raises :class:`InvalidInput` where there is no such task."""
     if not 0 <= task < table.tasks:
@@ -315,7 +320,7 @@ def master_title(table: MasterTable, task: int | None) -> str:
         copies = sum(int((sources >= 0).sum()) for sources in table.copy_of)
         return f"all {table.tasks} tasks: {table.neurons} neurons, {copies} of them copies"
     reused, copied, new, _ = table.counts(task)
-    return f"{table.called(task)}: {reused} neurons reused, {copied} unlocked copies, {new} new"
+    return f"{table.called(task)}: {reused} neurons reused, {in_copies(copied)}, {new} new"
 
 
 def _draw_frame(ax: Axes, table: MasterTable, strata: Strata, task: int | None) -> None:
@@ -437,7 +442,7 @@ def master_in_words(master: Any, task: int | None = None) -> str:
     reused, copied, new, unused = table.counts(task)
     words = (
         f"The network of {table.called(task)} has {reused + copied + new} neurons in {layers} layers: {reused} reused, "
-        f"{copied} unlocked copies and {new} new."
+        f"{in_copies(copied)} and {new} new."
     )
     if task == 0:
         return words
