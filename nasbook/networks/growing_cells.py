@@ -29,11 +29,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
-from nasbook.genotypes import Space
+from nasbook.genotypes import CELL_SECTIONS, Space
 from nasbook.networks.growable import Declaration, Flow, Growable, output_channels
 from nasbook.networks.stacking import (
     CELL_OUTPUTS,
-    CELL_SECTIONS,
     CellPlacement,
     StemName,
     build_stem,

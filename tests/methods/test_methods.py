@@ -11,7 +11,7 @@ import torch
 
 from nasbook.data import load_images
 from nasbook.errors import CheckpointError, InvalidInput
-from nasbook.genotypes import Space
+from nasbook.genotypes import CELL_SECTIONS, Space
 from nasbook.methods import METHODS, SearchReport, darts, get_method
 from nasbook.training import Run, evaluate
 
@@ -37,16 +37,21 @@ def config_of(name, **changes):
         "pr-darts": {**cycles, "memory_budget": None},
         # Four epochs in any case: two stages, in each one before pruning and one after.
         "growing": {"stages": 2, "stage_epochs": 1, "tune_epochs": 1},
+        # Ten epochs: one before each growth of five cells, and one in it.
+        "firefly-cells": {"rounds": 1, "epochs": 1, "direction_epochs": 1, "width": 1, "new_neurons": 1},
     }
     settings = {**SMALL, **more.get(name, {}), **changes}
     if name in ("pr-darts", "growing"):
         del settings["epochs"]
+    if name == "firefly-cells":
+        del settings["cells"]  # always five
     return METHODS[name].Config(**settings)
 
 
 def search_of(name, data, seed=0, **changes):
-    space = replace(SPACE, operations=SPACE.choices) if name == "pr-darts" else SPACE  # which knows no zero operation
-    return METHODS[name].Search(config_of(name, **changes), data, space, seed)
+    # PR-DARTS knows no zero operation; in Firefly's cells stands what can grow, and the identity anyway.
+    operations = {"pr-darts": SPACE.choices, "firefly-cells": ("sep_conv_3x3",)}.get(name, SPACE.operations)
+    return METHODS[name].Search(config_of(name, **changes), data, replace(SPACE, operations=operations), seed)
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------
@@ -110,14 +115,17 @@ def test_a_search_from_begin_to_end(name, data):
     result = search.result()
     assert result.history == tuple(reports)
     assert result.seconds == sum(report.seconds for report in reports) > 0
-    assert result.genotype.kinds == ("normal", "reduction")
+    kinds = CELL_SECTIONS if name == "firefly-cells" else ("normal", "reduction")
+    assert result.genotype.kinds == kinds
     if name == "growing":
         assert all(len(cell.edges) == 2 * cell.nodes in (4, 6) for _, cell in result.genotype.cells)
+    elif name == "firefly-cells":  # which keeps all edges
+        assert all(len(cell.edges) == 5 for _, cell in result.genotype.cells)
     elif name not in ("stretchable", "entrannas-dst"):  # whose nodes choose any number of edges
         assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
     assert set(result.genotype.operations()) <= set(SPACE.choices)
     for report in reports:
-        assert report.genotype.kinds == ("normal", "reduction")
+        assert report.genotype.kinds == kinds
         assert 0 <= report.train_accuracy <= 1
         assert type(report).from_state(report.to_state()).genotype == report.genotype
 
