@@ -6,6 +6,7 @@ from nasbook.experiments import (
     entrannas,
     entrannas_checks,
     entrannas_costs,
+    firefly_cells,
     firefly_checks,
     growing_cells,
     growing_cells_checks,
@@ -35,6 +36,7 @@ from nasbook.experiments.differentiable_search import (
     relative_error,
     toy_trajectory,
 )
+from nasbook.experiments.firefly_cells import CELL_ROWS, PAPER_TABLE_1
 from nasbook.experiments.growing_networks import from_scratch, growth_config, starting_network
 from nasbook.experiments.image_cells import (
     SEARCH_CONFIGS,
@@ -96,12 +98,14 @@ from nasbook.experiments.stretchable_cells import (
 from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
+    "CELL_ROWS",
     "CLAIMS",
     "CONTINUAL_LEARNERS",
     "CONTINUAL_SCALES",
     "ENTRANNAS_SCALES",
     "GROWING_SCALES",
     "GROWTH_SCALES",
+    "PAPER_TABLE_1",
     "PAPER_TABLE_2",
     "POOL_SCALES",
     "SCALES",
@@ -138,6 +142,7 @@ __all__ = [
     "entrannas_dst_config",
     "entrannas_scale",
     "find_record",
+    "firefly_cells",
     "firefly_checks",
     "fit_config",
     "from_scratch",

@@ -180,9 +180,8 @@ def firefly_cells_config(scale: Scale) -> firefly_cells.Config:
 
 
 def firefly_cells_space(scale: Scale) -> Space:
-    """What grows in Firefly's cells at a scale: those of the paper's four operations that the scale has."""
-    operations = tuple(name for name in GROWING_SPACE.operations if name in scale.operations)
-    return replace(GROWING_SPACE, operations=operations, nodes=scale.nodes)
+    """What grows in Firefly's cells at a scale: always the paper's four operations, between the scale's nodes."""
+    return replace(GROWING_SPACE, nodes=scale.nodes)
 
 
 SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
