@@ -62,7 +62,13 @@ def test_properties(matrix):
 @pytest.mark.parametrize("measure", [average_accuracy, forgetting, backward_transfer])
 @pytest.mark.parametrize(
     ("matrix", "has"),
-    [([], r"\[\]"), ([[]], r"\[0\]"), ([[0.5, 0.5]], r"\[2\]"), ([[0.5], [0.5]], r"\[1, 1\]"), ([[0.5], []], r"\[1, 0\]")],
+    [
+        ([], r"\[\]"),
+        ([[]], r"\[0\]"),
+        ([[0.5, 0.5]], r"\[2\]"),
+        ([[0.5], [0.5]], r"\[1, 1\]"),
+        ([[0.5], []], r"\[1, 0\]"),
+    ],
 )
 def test_no_triangle(measure, matrix, has):
     expected = f"^An accuracy matrix has one entry in its first row, two in the second, and so on; this one has {has}.$"
