@@ -52,8 +52,9 @@ CONTINUAL_LEARNERS: dict[str, tuple[str, dict[str, Any]]] = {
     "CPG": ("cpg", {}),
 }
 """What stands in Fig. 5 and Table 2, by the words of figures: the name in :data:`nasbook.methods.LEARNERS`, and what is
-set otherwise. Controls of ours: random growth chooses among the same candidates at random, mask only does not grow, the
-thin individual networks are as small as Firefly's first one, and slow fine-tuning has LwF's rate after the first task."""
+set otherwise. Controls of ours: random growth chooses among the same candidates at random, mask only does not grow,
+thin individual networks are as small as Firefly's first one, and slow fine-tuning has LwF's rate after the first task.
+"""
 
 THIN = ("Firefly", "random growth", "mask only", "individual, thin")
 """Those that begin with the thin backbone; all others have the full one."""
