@@ -179,6 +179,7 @@ def test_each_layer_is_pruned_along_the_schedule():
     for _ in range(18):
         stop_after(run, 1)
         seen.append({name: float((~own).float().mean()) for name, own in run.own.items()})
+        assert all((run.plain.get_parameter(name)[~own] == 0).all() for name, own in run.own.items())
     wanted = []
     for start, end in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75)):
         within = end + (start - end) * 0.25**3

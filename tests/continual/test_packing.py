@@ -159,6 +159,17 @@ def test_a_new_task_begins_with_all_weights_and_the_last_batch_norms():
     assert begun.layers[3].norm.running_var.equal(first.layers[3].norm.running_var)
 
 
+def test_what_a_task_does_not_keep_is_zero_for_the_next_one():
+    packed = PackedNetwork(BACKBONES["vgg11"])
+    network = packed.begin(2, 0)
+    own = {key: parameter > 0 for key, parameter in network.named_parameters() if key in packed.owner}
+    packed.record("half", (0, 1), network, own)
+    for begun in (packed.begin(2, 1), packed.network(0)):
+        for key, mine in own.items():
+            assert begun.get_parameter(key).equal(network.get_parameter(key).relu())
+            assert 0 < int(mine.sum()) < mine.numel()
+
+
 def test_expansion_adds_fresh_and_free_weights_only():
     packed = PackedNetwork(BACKBONES["vgg11"])
     first, own = learn(packed, 0)
