@@ -1,4 +1,4 @@
-"""The command line: search, train, grow, learn tasks, segment, draw, reproduce, and lists of what there is.
+"""The command line: search, train, grow, learn tasks, segment, count, draw, reproduce, and lists of what there is.
 
 Every expected error ends in one line on standard error and a non-zero exit. Help comes first and loads nothing:
 torch is imported when a command runs.
@@ -28,6 +28,7 @@ Differentiable and growing neural architecture search.
   continual METHOD       learn task after task: nasbook continual firefly-continual --data digits --tasks 5
   test MASTER            test what it learned: nasbook test runs/firefly-continual/master.safetensors --task 2
   segment GENOTYPE       train its cells under a DeepLabV3 head: nasbook segment DARTS_V2 --data shapes
+  count GENOTYPE         count its network: nasbook count DARTS_V2 --channels 36 --cells 20
   draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
                          or what grew: nasbook draw runs/firefly/result.json --out growth.png
   reproduce EXPERIMENT   measure a table or figure of the book: nasbook reproduce darts-random --seed 1

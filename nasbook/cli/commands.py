@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nasbook.cli.continual import evaluate_tasks, figure_of_tasks, learn_tasks
+from nasbook.cli.counting import count
 from nasbook.cli.genotypes import is_recurrent, load_genotype, names_recurrent
 from nasbook.cli.growth import grow
 from nasbook.cli.images import search_images, train_image_network
@@ -167,6 +168,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "continual": learn_tasks,
     "test": evaluate_tasks,
     "segment": segment,
+    "count": count,
     "draw": _draw,
     "reproduce": _reproduce,
     "records": _records,

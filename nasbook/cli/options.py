@@ -240,6 +240,26 @@ class SegmentOptions(RunOptions):
 
 
 @dataclass(frozen=True)
+class CountOptions:
+    """Options of counting a network."""
+
+    channels: int = 36
+    """Channels of the first cell's nodes, C."""
+    cells: int = 20
+    """Number of cells, L."""
+    classes: int = 10
+    """Number of classes."""
+    image_size: int = 32
+    """Height and width of the images."""
+    in_channels: int = 3
+    """Channels of the images."""
+    stem: str = "cifar"
+    """cifar keeps the resolution, imagenet divides it by 8."""
+    cell_output: CellOutput = "concatenation"
+    """How nodes become a cell's output."""
+
+
+@dataclass(frozen=True)
 class DrawOptions:
     """Options of drawing."""
 

@@ -71,11 +71,14 @@ from nasbook.networks.stacking import (
     CellPlacement,
     CifarStem,
     ImageNetStem,
+    StackRun,
     StemName,
     build_stem,
     kinds_of_cells,
+    reduces_resolution,
     reduction_positions,
     stack_cells,
+    stack_runs,
 )
 from nasbook.networks.vgg import VGG
 
@@ -126,6 +129,7 @@ __all__ = [
     "ResidualLayer",
     "SegmentationNetwork",
     "SequenceTask",
+    "StackRun",
     "StemName",
     "TorchCellName",
     "TorchRecurrentNetwork",
@@ -147,8 +151,10 @@ __all__ = [
     "parameters_of",
     "radial_data",
     "radial_target",
+    "reduces_resolution",
     "reduction_positions",
     "scaled_widths",
     "set_drop_path",
     "stack_cells",
+    "stack_runs",
 ]

@@ -3,9 +3,7 @@ derived one on."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +14,7 @@ from matplotlib.transforms import Affine2D
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import CELL_SECTIONS, DARTS_SPACE, Genotype, Space
+from nasbook.networks import reduces_resolution, stack_runs
 from nasbook.plots.animation import cells_figure
 from nasbook.plots.cells import text_size
 from nasbook.plots.connections import connection_layout, draw_widths
@@ -28,8 +27,6 @@ ENGINE = OKABE_ITO["vermillion"]
 """Colour of Engine-cells."""
 TRANSIT = OKABE_ITO["blue"]
 """Colour of Transit-cells."""
-_KEEPS_RESOLUTION = ("normal", *CELL_SECTIONS[::2])
-"""Kinds of cell that don't reduce; all others do."""
 _STACK_HEIGHT = 1.95
 _TALLEST = 1.0
 """Height of a cell before the first reduction, in inches."""
@@ -133,17 +130,13 @@ def _page(ax: Axes, height: float) -> None:
     ax.axis("off")
 
 
-def _reduces(kind: str) -> bool:
-    return kind not in _KEEPS_RESOLUTION
-
-
 def _boxes(kinds: Sequence[str], middle: float, tallest: float = _TALLEST) -> list[Box]:
     """Where the cells of a row stand: between stem and classifier, lower where the resolution is."""
     pitch = (PAGE_WIDTH - 2 * _END) / len(kinds)
     width = pitch * 0.8
     boxes, stage = [], 0
     for position, kind in enumerate(kinds):
-        stage += _reduces(kind)
+        stage += reduces_resolution(kind)
         high = tallest * max(0.55, 0.84**stage)
         boxes.append((_END + pitch * position + (pitch - width) / 2, middle - high / 2, width, high))
     return boxes
@@ -194,7 +187,8 @@ def _draw_stack(
     for position, (left, low, wide, high) in enumerate(boxes):
         engine, kind = position in engines, kinds[position]
         colour = ENGINE if engine else TRANSIT
-        _frame(ax, boxes[position], colour, 0.07, 1.8 if engine else 1.3, not _reduces(kind), f"cell-{position}")
+        solid = not reduces_resolution(kind)
+        _frame(ax, boxes[position], colour, 0.07, 1.8 if engine else 1.3, solid, f"cell-{position}")
         # The cell in small: the paths of the large drawing, in the box.
         layout, inset = found.cell, 0.05
         place = Affine2D().scale((wide - 2 * inset) / layout.width, (high - 2 * inset) / layout.height)
@@ -216,39 +210,6 @@ def _draw_stack(
     return boxes
 
 
-@dataclass(frozen=True)
-class StackRun:
-    """Neighbouring cells of one kind and one number of channels."""
-
-    kind: str
-    first: int
-    """Position of the first cell, from 0."""
-    last: int
-    doublings: int
-    """How often the channels were doubled: a reduction doubles them."""
-
-    @property
-    def places(self) -> str:
-        """The numbers of the cells as papers give them, from 1."""
-        return str(self.first + 1) if self.first == self.last else f"{self.first + 1}–{self.last + 1}"
-
-
-def stack_runs(kinds: Sequence[str]) -> tuple[StackRun, ...]:
-    """The runs that the kinds of a stack's cells form, from the first to the last.
-
-    Raises:
-        InvalidInput: there are no cells.
-    """
-    if not kinds:
-        raise InvalidInput("kinds: expected the kind of at least one cell, got none.")
-    doublings = list(itertools.accumulate(_reduces(kind) for kind in kinds))
-    runs = []
-    for (kind, doubled), group in itertools.groupby(range(len(kinds)), lambda cell: (kinds[cell], doublings[cell])):
-        places = list(group)
-        runs.append(StackRun(kind, places[0], places[-1], doubled))
-    return tuple(runs)
-
-
 def stack_in_words(kinds: Sequence[str]) -> str:
     """Which kind of cell stands where, for alt texts: "cells 1–6: cell 1; cell 7: cell 2, which reduces; …".
 
@@ -257,7 +218,7 @@ def stack_in_words(kinds: Sequence[str]) -> str:
     """
     parts = [
         f"cell{'s' if run.first != run.last else ''} {run.places}: {run.kind}"
-        + (", which reduces" if _reduces(run.kind) and run.kind != "reduction" else "")
+        + (", which reduces" if reduces_resolution(run.kind) and run.kind != "reduction" else "")
         for run in stack_runs(kinds)
     ]
     return f"A stack of {len(kinds)}. {'; '.join(parts)}.".replace(". c", ". C", 1)
@@ -301,7 +262,7 @@ def draw_stack(kinds: Sequence[str], *, searched: Sequence[str] = ()) -> Figure:
     points = 7.5
     numbered = text_size(str(len(kinds)), points)[0] < boxes[0][2] - 0.03
     for position, (kind, box) in enumerate(zip(kinds, boxes, strict=True)):
-        _frame(ax, box, colours[kind], 0.25, 1.3, not _reduces(kind), f"cell-{position}")
+        _frame(ax, box, colours[kind], 0.25, 1.3, not reduces_resolution(kind), f"cell-{position}")
         if numbered:
             ax.text(box[0] + box[2] / 2, middle, str(position + 1), ha="center", va="center_baseline", fontsize=points,
                     zorder=4, gid=f"number-{position}")  # fmt: skip
@@ -324,7 +285,7 @@ def draw_stack(kinds: Sequence[str], *, searched: Sequence[str] = ()) -> Figure:
                 Polygon([(box[0], box[1]), (box[0] + box[2], box[1]), (right, roof), (left, roof)], closed=True,
                         facecolor=tint(colour, 0.18), edgecolor="none", zorder=1, gid=f"band-{number}")
             )  # fmt: skip
-            _frame(ax, box, colour, 0.25, 1.3, not _reduces(run.kind), f"searched-{number}")
+            _frame(ax, box, colour, 0.25, 1.3, not reduces_resolution(run.kind), f"searched-{number}")
             ax.text(centre, top, run.kind, ha="center", va="center", fontsize=points, zorder=4, gid=f"copied-{number}")
             if number:
                 _arrow(ax, (end, top), (box[0], top), 0.0)

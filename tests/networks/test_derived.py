@@ -10,6 +10,8 @@ from torch import nn
 from nasbook.analysis import count_macs, count_parameters
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import (
+    CELL_SECTIONS,
+    DARTS_SPACE,
     DARTS_V1,
     DARTS_V2,
     PUBLISHED,
@@ -19,7 +21,15 @@ from nasbook.genotypes import (
     Space,
     random_genotype,
 )
-from nasbook.networks import AuxiliaryHead, AuxiliaryOutput, DerivedCell, DerivedNetwork, DropPath
+from nasbook.networks import (
+    AuxiliaryHead,
+    AuxiliaryOutput,
+    Backbone,
+    DerivedCell,
+    DerivedNetwork,
+    DropPath,
+    parameters_of,
+)
 from nasbook.networks.stacking import CellPlacement
 from nasbook.operations import FactorizedReduction, Pool
 
@@ -218,6 +228,109 @@ def test_sizes_that_the_auxiliary_head_takes(stem, sizes):
             head(torch.rand(2, 4, size, 8))
 
 
+# ---------------------------------------------------------------------------------------------- five kinds of cell
+
+FIVE_OPERATIONS = ("sep_conv_3x3", "dil_conv_3x3", "skip_connect", "sep_conv_5x5", "dil_conv_5x5")
+
+
+def full_cell(operation):
+    """All 14 edges with one operation, as Firefly keeps them."""
+    return CellGenotype(tuple(Edge(source, target, operation) for source, target in DARTS_SPACE.edges))
+
+
+FIVE = Genotype({kind: full_cell(name) for kind, name in zip(CELL_SECTIONS, FIVE_OPERATIONS, strict=True)})
+
+
+@pytest.mark.parametrize(
+    ("cells", "lengths"), [(20, (6, 1, 6, 1, 6)), (11, (3, 1, 3, 1, 3)), (8, (2, 1, 2, 1, 2)), (5, (1, 1, 1, 1, 1))]
+)
+def test_the_five_cells_of_firefly_stand_by_sections(cells, lengths):
+    with torch.device("meta"):
+        network = DerivedNetwork(FIVE, channels=40, cells=cells)
+    expected = [name for name, length in zip(FIVE_OPERATIONS, lengths, strict=True) for _ in range(length)]
+    assert [cell.genotype.edges[0].operation for cell in network.cells] == expected
+    reducing = [place for place, cell in enumerate(network.cells) if cell.genotype in (FIVE["cell 2"], FIVE["cell 4"])]
+    for place, cell in enumerate(network.cells):
+        strides = {
+            module.stride
+            for edge, operation in zip(cell.genotype.edges, cell.operations, strict=True)
+            for module in operation.modules()
+            if edge.source < 2 and isinstance(module, nn.Conv2d) and module.groups > 1
+        }
+        # A separable convolution's second half keeps stride 1; identities have no convolution.
+        assert ((2, 2) in strides) == (place in reducing), place
+
+
+def test_one_cell_for_all_five_is_the_network_of_one_cell():
+    x = torch.rand(2, 3, 16, 16)
+    of_two = Genotype(dict.fromkeys(("normal", "reduction"), DARTS_V1.normal))
+    of_five = Genotype(dict.fromkeys(CELL_SECTIONS, DARTS_V1.normal))
+    torch.manual_seed(0)
+    two = DerivedNetwork(of_two, channels=4, cells=8).eval()
+    five = DerivedNetwork(of_five, channels=4, cells=8).eval()
+    five.load_state_dict(two.state_dict())
+    assert torch.equal(two(x), five(x))
+    assert parameters_of(of_five, 40, 20) == parameters_of(of_two, 40, 20)
+    assert count_macs(two, (1, 3, 16, 16)) == count_macs(five, (1, 3, 16, 16))
+
+
+def test_five_cells_counted_by_hand():
+    """Stem, then of every cell two 1×1 convolutions before it and 14 edges, the classifier: no weight besides."""
+    c = 3
+
+    def preprocessing(older, newer, width):  # a factorised reduction has as many weights as a 1×1 convolution
+        return (older + newer) * width + 4 * width
+
+    def separable(kernel, width):
+        return 2 * (kernel**2 * width + width**2 + 2 * width)
+
+    def dilated(kernel, width):
+        return kernel**2 * width + width**2 + 2 * width
+
+    total = 27 * 3 * c + 6 * c
+    total += preprocessing(3 * c, 3 * c, c) + 14 * separable(3, c)
+    total += preprocessing(3 * c, 4 * c, 2 * c) + 14 * dilated(3, 2 * c)
+    total += preprocessing(4 * c, 8 * c, 2 * c)  # identities of stride 1
+    total += preprocessing(8 * c, 8 * c, 4 * c) + 14 * separable(5, 4 * c)
+    total += preprocessing(8 * c, 16 * c, 4 * c) + 14 * dilated(5, 4 * c)
+    total += 16 * c * 7 + 7
+    network = DerivedNetwork(FIVE, channels=c, cells=5, classes=7)
+    assert count_parameters(network) == total
+    assert network(torch.rand(2, 3, 9, 9)).shape == (2, 7)
+
+
+def test_an_identity_of_a_reduction_is_a_factorised_reduction():
+    cells = {kind: full_cell("skip_connect") for kind in CELL_SECTIONS}
+    network = DerivedNetwork(Genotype(cells), channels=4, cells=5)
+    kinds = [[type(operation) for operation in cell.operations] for cell in network.cells]
+    sources = [edge.source for edge in network.cells[1].genotype.edges]
+    assert kinds[1] == kinds[3] == [FactorizedReduction if source < 2 else nn.Identity for source in sources]
+    assert set(kinds[0]) == set(kinds[2]) == set(kinds[4]) == {nn.Identity}
+
+
+def test_five_cells_have_an_auxiliary_head_and_dropped_paths():
+    network = DerivedNetwork(FIVE, channels=2, cells=5, auxiliary=True, drop_path=0.3)
+    assert network.auxiliary_position == 3  # the second reduction
+    logits, auxiliary = network(torch.rand(2, 3, 32, 32))
+    assert logits.shape == auxiliary.shape == (2, 10)
+    rates = [[drop.rate for drop in cell.drops if isinstance(drop, DropPath)] for cell in network.cells]
+    assert rates == [[0.3] * 14, [0.3] * 14, [], [0.3] * 14, [0.3] * 14]
+
+
+def test_five_cells_as_the_backbone_of_a_segmentation():
+    """At the classifier's output stride nothing is replaced; at a smaller one the same pixels have its values."""
+    torch.manual_seed(0)
+    network = DerivedNetwork(FIVE, channels=2, cells=5, classes=1).double().eval()
+    x = torch.randn(1, 3, 24, 24, dtype=torch.float64)
+    features = []
+    for stride in (4, 1):
+        backbone = Backbone(FIVE, 2, 5, output_stride=stride, stem="cifar").double().eval()
+        backbone.load_classifier(network.state_dict())
+        features.append(backbone(x))
+    assert features[0].shape == (1, 32, 6, 6) and features[1].shape == (1, 32, 24, 24)
+    torch.testing.assert_close(features[1][..., ::4, ::4], features[0], rtol=1e-10, atol=1e-10)
+
+
 # ---------------------------------------------------------------------------------------------- wrong input
 
 
@@ -289,6 +402,11 @@ def test_wrong_genotypes():
         DerivedNetwork(Genotype({"normal": cell, "reduction": cell}), channels=4, cells=3)
     with pytest.raises(InvalidInput, match=r"of cell for a stack of 3: needed normal, reduction; got normal\.$"):
         DerivedNetwork(Genotype({"normal": DARTS_V1.normal}), channels=4, cells=3)
+    with pytest.raises(InvalidInput, match=r"^A stack of 3 is too short for five kinds .*: use 5 cells or more\.$"):
+        DerivedNetwork(FIVE, channels=4, cells=3)
+    four = Genotype({kind: FIVE[kind] for kind in CELL_SECTIONS[:4]})
+    with pytest.raises(InvalidInput, match=r"needed cell 1, cell 2, cell 3, cell 4, cell 5; got cell 1, .*, cell 4\.$"):
+        DerivedNetwork(four, channels=4, cells=20)
     one_input = CellGenotype((Edge(0, 1, "skip_connect"),), nodes=1, inputs=1)
     with pytest.raises(InvalidInput, match=r"^A convolutional cell has 2 input nodes, this genotype has 1\.$"):
         DerivedNetwork(Genotype({"normal": one_input, "reduction": one_input}), channels=4, cells=3)

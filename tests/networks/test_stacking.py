@@ -15,8 +15,10 @@ from nasbook.networks import (
     ImageNetStem,
     build_stem,
     kinds_of_cells,
+    reduces_resolution,
     reduction_positions,
     stack_cells,
+    stack_runs,
 )
 from nasbook.operations import FactorizedReduction, ReLUConvolution
 
@@ -156,6 +158,32 @@ def test_the_names_of_the_sections():
     assert [place + 1 for place in range(20) if kinds[place] == "cell 3"] == [8, 9, 10, 11, 12, 13]
 
 
+def test_runs_of_a_stack():
+    runs = stack_runs(kinds_of_cells(20, CELL_SECTIONS))
+    assert [(run.kind, run.first, run.last, run.doublings) for run in runs] == [
+        ("cell 1", 0, 5, 0), ("cell 2", 6, 6, 1), ("cell 3", 7, 12, 1), ("cell 4", 13, 13, 2), ("cell 5", 14, 19, 2)
+    ]  # fmt: skip
+    assert [run.places for run in runs] == ["1–6", "7", "8–13", "14", "15–20"]
+    # Two reductions side by side are of one kind, and of different channels.
+    short = stack_runs(kinds_of_cells(3, ("normal", "reduction")))
+    assert [(run.kind, run.places, run.doublings) for run in short] == [
+        ("normal", "1", 0), ("reduction", "2", 1), ("reduction", "3", 2)
+    ]  # fmt: skip
+    with pytest.raises(InvalidInput, match=r"^kinds: expected the kind of at least one cell, got none\.$"):
+        stack_runs(())
+
+
+@given(st.integers(1, 60), st.sampled_from([CELL_SECTIONS, ("normal", "reduction")]))
+def test_kinds_and_placements_agree_on_what_reduces(cells, kinds):
+    if cells < 5:
+        kinds = ("normal", "reduction")
+    placements = stack_cells(cells, 3, CifarStem(3, 3), dict.fromkeys(kinds, 4))
+    assert [reduces_resolution(p.kind) for p in placements] == [p.reduces for p in placements]
+    for run in stack_runs(kinds_of_cells(cells, kinds)):
+        for placement in placements[run.first : run.last + 1]:
+            assert (placement.kind, placement.channels) == (run.kind, 3 * 2**run.doublings)
+
+
 @given(st.integers(5, 200))
 def test_both_stacks_reduce_at_the_same_places(cells):
     by_section, of_darts = kinds_of_cells(cells, CELL_SECTIONS), kinds_of_cells(cells, ("normal", "reduction"))
@@ -184,7 +212,7 @@ def test_a_stack_of_five_kinds():
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4])
 def test_a_stack_too_short_for_five_sections(cells):
-    message = rf"^A stack of {cells} is too short for .*: five kinds of cell need 5 cells or more\.$"
+    message = rf"^A stack of {cells} is too short for five kinds of cell, .*: use 5 cells or more\.$"
     with pytest.raises(InvalidInput, match=message):
         kinds_of_cells(cells, CELL_SECTIONS)
     with pytest.raises(InvalidInput, match=message):

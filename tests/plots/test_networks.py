@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Polygon
 
 from nasbook.errors import InvalidInput
-from nasbook.genotypes import CELL_SECTIONS, CellGenotype, Edge, Genotype
+from nasbook.genotypes import CELL_SECTIONS, CellGenotype, Edge, Genotype, Space
 from nasbook.networks import kinds_of_cells
 from nasbook.plots import draw_search_network, draw_stack, stack_in_words
 
@@ -113,8 +113,8 @@ def test_stacks_that_do_not_match_are_refused() -> None:
 
 
 def test_a_search_network_of_five_kinds() -> None:
-    cell = CellGenotype((Edge(0, 2, "sep_conv_3x3"),))
-    genotype = Genotype(dict.fromkeys(CELL_SECTIONS, cell))
-    figure = draw_search_network(kinds_of_cells(20, CELL_SECTIONS), {19}, genotype=genotype)
+    space = Space(("skip_connect", "sep_conv_3x3"), nodes=1, kinds=CELL_SECTIONS)
+    genotype = Genotype(dict.fromkeys(CELL_SECTIONS, CellGenotype((Edge(0, 2, "sep_conv_3x3"),), nodes=1)))
+    figure = draw_search_network(kinds_of_cells(20, CELL_SECTIONS), {19}, genotype=genotype, space=space)
     assert words(figure, "kind") == list("11111123333334555555")
     assert [place for place, box in enumerate(patches(figure, "cell")) if dotted(box)] == [6, 13]
