@@ -313,7 +313,8 @@ def _film(
         line = floor - unit * 100 * least_growth
         shown = {} if grew[still] == number else {"style": "display: none"}
         inside = [
-            tag("rect", x=4.0, y=floor - _ROW + 16, width=right, height=_ROW - 12, fill=GROWING, class_="band", **shown),
+            tag("rect", x=4.0, y=floor - _ROW + 16, width=right, height=_ROW - 12, fill=GROWING, class_="band",
+                **shown),
             text(12, floor - 32, f"cell {number + 1}", "start", font_weight="bold"),
             text(12, floor - 17, f"from {initial[number]} each", "start", font_size=10),
             text(12, floor - 3, sizes[still][number], "start", font_size=10, class_="size"),

@@ -47,11 +47,11 @@ class MasterTable:
 
     widths: tuple[str, ...]
     """Names of the widths, in the order of the data."""
-    made_by: tuple[Int[np.ndarray, " neurons"], ...]
+    made_by: tuple[Int[np.ndarray, " _neurons"], ...]
     """For each width the index of the task that made each neuron."""
-    copy_of: tuple[Int[np.ndarray, " neurons"], ...]
+    copy_of: tuple[Int[np.ndarray, " _neurons"], ...]
     """For each width the number of the neuron that each was copied from, or -1."""
-    used: tuple[Bool[np.ndarray, "tasks neurons"], ...]
+    used: tuple[Bool[np.ndarray, "tasks _neurons"], ...]
     """For each width which neurons each task's network has."""
     classes: tuple[tuple[int, ...], ...]
     """For each task the labels of its classes; empty where they are not known."""
@@ -68,7 +68,7 @@ class MasterTable:
         """How many there are in all layers, all tasks together."""
         return sum(map(len, self.made_by))
 
-    def states(self, task: int) -> list[Int[np.ndarray, " neurons"]]:
+    def states(self, task: int) -> list[Int[np.ndarray, " _neurons"]]:
         """For each width what each neuron is to a task's network, as it was recorded."""
         found = []
         for makers, sources, used in zip(self.made_by, self.copy_of, self.used, strict=True):
@@ -78,7 +78,7 @@ class MasterTable:
             found.append(states)
         return found
 
-    def masked(self, task: int) -> list[Int[np.ndarray, " neurons"]]:
+    def masked(self, task: int) -> list[Int[np.ndarray, " _neurons"]]:
         """The same before the task's network grows: its mask over the neurons of earlier tasks.
 
         An original whose copy the task has was in the mask, as only a chosen neuron can be unlocked.
@@ -185,7 +185,7 @@ class Strata:
     """Where the stratum of each task begins."""
     heights: tuple[float, ...]
     """Of the strata."""
-    spots: tuple[Float[np.ndarray, "neurons 2"], ...]
+    spots: tuple[Float[np.ndarray, "_neurons 2"], ...]
     """For each width the middle of each mark: across and down."""
 
     @property
@@ -309,7 +309,7 @@ def draw_master(master: Any, task: int | None = None, *, title: str | None = Non
     return figure
 
 
-def _all_states(table: MasterTable) -> list[Int[np.ndarray, " neurons"]]:
+def _all_states(table: MasterTable) -> list[Int[np.ndarray, " _neurons"]]:
     """Every neuron as its maker sees it."""
     return [np.where(sources < 0, NEW, COPIED) for sources in table.copy_of]
 
@@ -345,7 +345,7 @@ def _draw_frame(ax: Axes, table: MasterTable, strata: Strata, task: int | None) 
 
 
 def _draw_marks(
-    ax: Axes, table: MasterTable, strata: Strata, states: Sequence[Int[np.ndarray, " neurons"]], *, framed: bool
+    ax: Axes, table: MasterTable, strata: Strata, states: Sequence[Int[np.ndarray, " _neurons"]], *, framed: bool
 ) -> None:
     """Marks of all neurons, by what they are; and the lines from originals to copies."""
     spots = np.concatenate(strata.spots)
@@ -388,7 +388,7 @@ def line_width(strata: Strata) -> float:
 
 
 def copy_lines(
-    table: MasterTable, strata: Strata, states: Sequence[Int[np.ndarray, " neurons"]], width: int
+    table: MasterTable, strata: Strata, states: Sequence[Int[np.ndarray, " _neurons"]], width: int
 ) -> Float[np.ndarray, "copies 3 2"]:
     """From the original of each shown copy of a width to the copy: start, control point and end of a parabola.
 
