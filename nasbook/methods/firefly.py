@@ -28,8 +28,10 @@ from nasbook.growth import (
     without_empty_layers,
 )
 from nasbook.growth.firefly import MIDPOINTS
+from nasbook.growth.overgrown_layers import OvergrownNorm
 from nasbook.methods.growth import GrowthConfig, Result, Situation, SteppedGrowth
 from nasbook.networks import Growable
+from nasbook.operations.batch_norms import batch_norms, kept_statistics
 from nasbook.training import Batch
 
 __all__ = ["SELECTIONS", "Config", "FireflyGrowth"]
@@ -145,12 +147,16 @@ class FireflyGrowth(SteppedGrowth):
             new={name: config.new_neurons if count else config.layer_neurons for name, count in neurons.items()},
             generator=situation.generator("directions"),
         )
+        growing = {id(module.norm) for module in self.overgrown.modules() if isinstance(module, OvergrownNorm)}
+        self._still = [norm for norm in batch_norms(self.overgrown) if id(norm) not in growing]
         start(self.overgrown, config.radius)
         self.optimizer = CandidateDescent(self.overgrown, config.radius, config.direction_rate)
 
     def run_step(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         self.overgrown.train()
-        return step_one(self.overgrown, self.optimizer, batch, F.cross_entropy, self.config.radius)
+        # What stands around no growing width keeps its statistics too: scores are those of the network as it is.
+        with kept_statistics(self._still):
+            return step_one(self.overgrown, self.optimizer, batch, F.cross_entropy, self.config.radius)
 
     def finish(self) -> Result:
         scores = integrated_gradients(self.overgrown, self.situation.batches(), F.cross_entropy, self.config.points)
