@@ -302,14 +302,14 @@ def test_wrong_labels():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_step_is_that_of_fine_tuning_and_the_springs(momentum):
     numbers = {"epochs": 2, "batch_size": 12, "learning_rate": 0.1, "momentum": momentum, "later_rate": 0.5}
-    tuned, run = FineTunedConfig(**numbers), EWCConfig(**numbers, strength=10.0)
+    tuned, run = FineTunedConfig(**numbers), EWCConfig(**numbers, strength=1e4)
     tuned, run = (config.begin(tiny_tasks(2), VGG) for config in (tuned, run))
     for learner in (tuned, run):
         stop_after(learner, 2 * 3 + 1)
     plain = dict(tuned.network.named_parameters())
     for name, parameter in run.body_parameters():
         rate = 0.05 / (1 - momentum)
-        expected = pulled(plain[name].detach(), run.anchor[name], 10.0 * run.precision[name], rate)
+        expected = pulled(plain[name].detach(), run.anchor[name], 1e4 * run.precision[name], rate)
         assert torch.equal(parameter, expected)
     assert torch.equal(run.network.classifier.weight, tuned.network.classifier.weight)
-    assert not torch.equal(run.network.layers[0].norm.weight, tuned.network.layers[0].norm.weight)
+    assert not torch.equal(run.network.layers[-1].norm.bias, tuned.network.layers[-1].norm.bias)
