@@ -196,7 +196,7 @@ def _on_tasks(scale: Any) -> Any:
 
 
 def _share_of_widths(method: str, scale: Any) -> float:
-    """The share of the standard widths with which the experiments begin; the full one where they have no such learner."""
+    """The share of the standard widths with which the experiments begin; the full one if they lack the learner."""
     from nasbook.experiments.continual import CONTINUAL_LEARNERS, THIN
 
     label = next((label for label, (name, _) in CONTINUAL_LEARNERS.items() if name == method), "")
