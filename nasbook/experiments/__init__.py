@@ -2,6 +2,7 @@
 
 from nasbook.experiments import (
     continual,
+    continual_checks,
     differentiable_search,
     entrannas,
     entrannas_checks,
@@ -131,6 +132,7 @@ __all__ = [
     "average_over_tasks",
     "backbone_of",
     "continual",
+    "continual_checks",
     "continual_config",
     "continual_scale",
     "derived_network",

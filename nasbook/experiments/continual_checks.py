@@ -1,0 +1,166 @@
+"""Chapter 7: what is exact about Firefly's continual learning: no earlier task loses anything, to the last bit."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nasbook.continual import Backbone, MasterNetwork, Task, axes_of, split_classes
+from nasbook.continual.ownership import NEW
+from nasbook.experiments.records import Record
+from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.verdicts import Verdict, exact
+from nasbook.methods.firefly_continual import Config
+from nasbook.seeding import generator
+
+__all__ = ["BACKBONES", "distinct_entries", "exact_results", "learned_in_order"]
+
+CHAPTER = "07-firefly-cells-and-continual-learning"
+
+BACKBONES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "VGG-11": ("vgg11", (4,) * 8),
+    "MobileNetV1": ("mobilenet-v1", (4,) * 14),
+    "perceptron": ("perceptron", (6, 5)),
+}
+"""Families of networks on which the checks run: by name the backbone and its first widths."""
+
+SHORT = Config(
+    epochs=1, mask_epochs=1, direction_epochs=1, neurons=6, new_neurons=3, batch_size=20, mask_rate=4e-3, growths=2
+)
+"""Short phases, two growths a task, and a rate at which masks leave some neurons out after two steps."""
+
+
+def learned_in_order(
+    tasks: Sequence[Task], backbone: Backbone, pixels: Tensor, seed: int = 0
+) -> tuple[MasterNetwork, list[Tensor]]:
+    """The master network after all tasks, and what each task's network gave when it had just been learned.
+
+    Args:
+        tasks: in their order.
+        backbone: of the first.
+        pixels: normalised images that every network is asked about.
+        seed: of the learner.
+    """
+    run = SHORT.begin(tasks, backbone, seed)
+    outputs = []
+    for report in run.epochs():
+        if report.accuracies:
+            with torch.no_grad():
+                outputs.append(run.master.network(report.task)(pixels))
+    return run.master, outputs
+
+
+def distinct_entries(master: MasterNetwork) -> int:
+    """Parameters of all tasks' networks, counted one by one, each stored one once.
+
+    Independent of how the master network counts: goes through the entries of every task's network, names each by its
+    neurons (a copy by its original where an older neuron reads it) and counts the different names. A weight that is
+    zero stands between neurons that were never trained together; no trained weight is zero to the last bit.
+    """
+    found: set[tuple[Any, ...]] = set()
+    for number, part in enumerate(master.tasks):
+        network = master.network(number)
+        axes = axes_of(network)
+        for name, parameter in network.named_parameters():
+            here = axes[name]
+            if here.writes is None:
+                found |= {(name, number, place) for place in range(parameter.numel())}
+                continue
+            rows = part.chosen[here.writes].tolist()
+            for row, neuron in enumerate(rows):
+                if here.reads is None:
+                    found |= {(name, neuron, place) for place in range(parameter[row].numel())}
+                    continue
+                entries = parameter.detach()[row].flatten()
+                each = len(entries) // len(part.chosen[here.reads])
+                for column, read in enumerate(part.chosen[here.reads].tolist()):
+                    source = _as_read_by(master, here.writes, neuron, here.reads, read)
+                    weights = entries[column * each : (column + 1) * each]
+                    found |= {(name, neuron, source, place) for place in weights.nonzero().flatten().tolist()}
+    return len(found)
+
+
+def _as_read_by(master: MasterNetwork, writes: str, neuron: int, reads: str, read: int) -> int:
+    """The neuron by whose weight another one reads this one: the original, if the reader is older than the copy."""
+    made = int(master.made_by[writes][neuron])
+    while int(master.made_by[reads][read]) > made and int(master.copy_of[reads][read]) != NEW:
+        read = int(master.copy_of[reads][read])
+    return read
+
+
+def exact_results(workplace: Workplace) -> dict[str, Any]:
+    """For every family and order of tasks: outputs compared and equal, unions of masks, and both ways to count."""
+    data = workplace.data.take(200)
+    tasks = split_classes(data, 5, seed=0)
+    drawn = torch.rand(32, data.channels, data.size, data.size, generator=generator(0, "asked"))
+    pixels = (drawn - 0.5) * 4
+    found: dict[str, Any] = {}
+    for family, (name, widths) in BACKBONES.items():
+        backbone = Backbone(name, widths, data.channels, data.size)
+        compared = equal = unions = counts = reloaded = networks = copies = 0
+        for order in _orders(family):
+            master, outputs = learned_in_order([tasks[place] for place in order], backbone, pixels)
+            with tempfile.TemporaryDirectory() as folder:
+                again = MasterNetwork.load(master.save(Path(folder) / "master.safetensors"))
+            for number, before in enumerate(outputs):
+                with torch.no_grad():
+                    compared += 1
+                    equal += torch.equal(master.network(number)(pixels), before)
+                    reloaded += torch.equal(again.network(number)(pixels), before)
+            unions += _covers(master)
+            counts += master.parameters() == distinct_entries(master)
+            copies += sum(int((sources != NEW).sum()) for sources in master.copy_of.values())
+            networks += 1
+        found[family] = {
+            "masters": networks,
+            "outputs": compared,
+            "equal": equal,
+            "equal_reloaded": reloaded,
+            "unions": unions,
+            "counts": counts,
+            "copies": copies,
+        }
+    return found
+
+
+def _orders(family: str) -> Iterator[tuple[int, ...]]:
+    """All orders of the first three tasks; of all five, six orders drawn at random, for one family."""
+    yield from itertools.permutations(range(3))
+    if family == "VGG-11":
+        for draw in range(6):
+            yield tuple(torch.randperm(5, generator=generator(0, "order", draw)).tolist())
+
+
+def _covers(master: MasterNetwork) -> bool:
+    """Whether every neuron is in the mask of a task."""
+    masks = [master.mask(task) for task in range(len(master))]
+    return all(bool(torch.stack([mask[name] for mask in masks]).any(0).all()) for name in master.widths)
+
+
+def _judge_exact(record: Record) -> Verdict:
+    found = record.measurements[0].values
+    outputs, equal, reloaded = (sum(v[k] for v in found.values()) for k in ("outputs", "equal", "equal_reloaded"))
+    masters, unions, counts = (sum(v[k] for v in found.values()) for k in ("masters", "unions", "counts"))
+    numbers = (
+        f"{equal} of {outputs} networks give the bits that they gave when they were learned, {reloaded} after a file; "
+        f"{unions} of {masters} unions of masks are the master network; {counts} of {masters} counts agree"
+    )
+    return exact(equal == reloaded == outputs and unions == counts == masters, numbers)
+
+
+register(
+    Experiment(
+        "continual-exact",
+        "No forgetting: bits, masks and counts of the master network, for all orders of tasks",
+        CHAPTER,
+        exact_results,
+        {"firefly.no-forgetting": _judge_exact},
+        seeded=False,
+    )
+)
