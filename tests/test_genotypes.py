@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import (
+    CELL_SECTIONS,
     DARTS_OPERATIONS,
     DARTS_SPACE,
     DARTS_V1,
@@ -386,6 +387,43 @@ def test_json_round_trip(cells_by_kind):
     genotype = Genotype({kind: build_cell(*cell) for kind, cell in cells_by_kind.items()})
     assert Genotype.from_json(genotype.to_json()) == genotype
     assert Genotype.from_json(json.dumps(json.loads(genotype.to_json()))) == genotype  # the layout does not matter
+
+
+def five_cells(seed):
+    """What Firefly's cell search may find: all 14 edges of five cells, with four operations and the identity."""
+    operations = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5", "skip_connect")
+    space = Space(operations, edges_per_node=5, kinds=CELL_SECTIONS)
+    return space, random_genotype(space, torch.Generator().manual_seed(seed))
+
+
+@few
+@given(st.integers(0, 2**32))
+def test_five_kinds_of_cell_in_json(seed):
+    _, genotype = five_cells(seed)
+    again = Genotype.from_json(genotype.to_json())
+    assert again == genotype and hash(again) == hash(genotype)
+    assert again.kinds == tuple(json.loads(genotype.to_json())["cells"]) == CELL_SECTIONS
+    swapped = {**dict(genotype.cells), "cell 1": genotype["cell 5"], "cell 5": genotype["cell 1"]}
+    assert (Genotype(swapped) == genotype) == (genotype["cell 1"] == genotype["cell 5"])  # the place counts
+
+
+def test_five_kinds_of_cell_keep_all_edges():
+    space, genotype = five_cells(0)
+    assert count_cells(space) == 5**14  # of one kind; the kinds are independent of each other
+    for _, cell in genotype.cells:
+        assert tuple((edge.source, edge.target) for edge in cell.edges) == DARTS_SPACE.edges
+    assert len(set(dict(genotype.cells).values())) == 5  # each kind is drawn by itself
+    with pytest.raises(InvalidInput, match=r"^Unknown kind of cell 'normal'\. Valid: cell 1, cell 2, cell 3, cell 4,"):
+        genotype.normal  # noqa: B018
+
+
+def test_five_kinds_of_cell_are_saved(tmp_path):
+    _, genotype = five_cells(1)
+    assert Genotype.load(genotype.save(tmp_path / "five.json")) == genotype
+    damaged = (tmp_path / "five.json").read_text().replace('"cell 4": {"inputs": 2', '"cell 4": {"inputs": -2')
+    (tmp_path / "five.json").write_text(damaged)
+    with pytest.raises(InvalidInput, match=r"five\.json: cells\.cell 4\.inputs=-2, nodes=4: a cell needs"):
+        Genotype.load(tmp_path / "five.json")
 
 
 @few
