@@ -25,7 +25,7 @@ from nasbook.plots.curves import label_ends
 from nasbook.plots.palette import DASHES, FAINT, INK, LINE_COLOURS, MARKERS, OKABE_ITO, PAGE_WIDTH, styled, tint
 
 Matrix: TypeAlias = Sequence[Sequence[float]]
-Pair: TypeAlias = tuple[float, float]
+Pair: TypeAlias = Sequence[float]
 _SOLID, _LONG, _DOTTED, _MIXED = DASHES[:4]
 _NUMBERS_FROM = 0.21
 """From so many inches a cell on, it has room for its number."""
@@ -47,8 +47,10 @@ _KNOWN = {
     "random growth": LearnerLook(OKABE_ITO["sky blue"], _DOTTED, "s"),
     "mask only": LearnerLook(OKABE_ITO["sky blue"], _LONG, "v"),
     "individual": LearnerLook(INK, _SOLID, "*"),
+    "individual, thin": LearnerLook(INK, _DOTTED, "p"),
     "progressive": LearnerLook(INK, _LONG, "<"),
     "fine-tuned": LearnerLook(OKABE_ITO["vermillion"], _SOLID, "X"),
+    "fine-tuned, slowly": LearnerLook(OKABE_ITO["vermillion"], _DOTTED, "h"),
     "EWC": LearnerLook(OKABE_ITO["orange"], _LONG, "D"),
     "LwF": LearnerLook(OKABE_ITO["reddish purple"], _MIXED, "P"),
     "PackNet": LearnerLook(OKABE_ITO["bluish green"], _LONG, ">"),
@@ -99,7 +101,7 @@ def shade(value: float, low: float, high: float) -> str:
     return to_hex(tint(OKABE_ITO["blue"], 0.05 + 0.57 * min(1.0, max(0.0, share))))
 
 
-def shade_limits(values: Iterable[float]) -> Pair:
+def shade_limits(values: Iterable[float]) -> tuple[float, float]:
     """The accuracies of the lightest and the darkest shade: all there are, and 20 percentage points at least."""
     values = list(values)
     return max(0.0, min(*values, max(values) - 20)), max(values)
