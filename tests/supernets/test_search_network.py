@@ -9,7 +9,7 @@ from torch import nn
 
 from nasbook.analysis import count_parameters
 from nasbook.errors import InvalidInput
-from nasbook.genotypes import DARTS_OPERATIONS, DARTS_SPACE, Space
+from nasbook.genotypes import CELL_SECTIONS, DARTS_OPERATIONS, DARTS_SPACE, Space
 from nasbook.networks import CellPlacement, reduction_positions
 from nasbook.operations import FactorizedReduction, Pool
 from nasbook.supernets import MixedOperation, SearchCell, SearchNetwork, SoftmaxRelaxation, strongest_edges
@@ -288,6 +288,31 @@ def test_spaces_of_different_sizes_are_refused():
         SearchNetwork({"normal": Space(nodes=2)}, 2, 3)
     with pytest.raises(InvalidInput, match=r"^Unknown cell output 'means'\. Did you mean 'mean'"):
         SearchNetwork(Space(nodes=2), 2, 3, cell_output="means")
+
+
+# ---------------------------------------------------------------------------------------------- five kinds of cell
+
+
+def test_a_space_of_five_kinds_is_searched_by_sections():
+    space = Space(("none", "skip_connect", "sep_conv_3x3"), nodes=2, kinds=CELL_SECTIONS)
+    network = SearchNetwork(space, channels=2, cells=7, classes=3)
+    assert network.kinds == ("cell 1", "cell 1", "cell 2", "cell 3", "cell 4", "cell 5", "cell 5")
+    assert [placement.reduces for placement in network.placements] == [False, False, True, False, True, False, False]
+    assert tuple(network.relaxations) == network.genotype().kinds == CELL_SECTIONS
+    logits = network(torch.rand(2, 3, 8, 8))
+    assert logits.shape == (2, 3)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.architecture())
+    # Each kind has its own architecture parameters.
+    before = network.genotype()
+    with torch.no_grad():
+        next(network.relaxations["cell 1"].parameters())[:, 1] += 10
+    after = network.genotype()
+    assert {edge.operation for edge in after["cell 1"].edges} == {"skip_connect"}
+    assert [after[kind] for kind in CELL_SECTIONS[1:]] == [before[kind] for kind in CELL_SECTIONS[1:]]
+    copy = SearchNetwork(space, channels=2, cells=7, classes=3)
+    copy.load_state_dict(network.state_dict())
+    assert copy.genotype() == network.genotype()
 
 
 # ---------------------------------------------------------------------------------------------- wrong input
