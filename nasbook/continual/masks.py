@@ -80,7 +80,7 @@ class MaskedNetwork(nn.Module):
         """f_t[m_t]: the network of the neurons that are in, and their numbers for each width, ascending."""
         numbers = {name: mask.nonzero().flatten().cpu() for name, mask in self.mask().items()}
         chosen = rewire(self.network, numbers).network
-        return chosen.requires_grad_(True), numbers  # type: ignore[return-value]
+        return chosen.requires_grad_(True), numbers
 
 
 def _above(scores: Float[Tensor, " neurons"]) -> Bool[Tensor, " neurons"]:

@@ -29,9 +29,14 @@ class Task:
     def only(self, train: Int64[Tensor, " kept"]) -> Task:
         """The same task with some of its training images."""
         data = self.data
-        kept = {"train_images": data.train_images[train], "train_labels": data.train_labels[train]}
-        tests = {"test_images": data.test_images, "test_labels": data.test_labels}
-        return replace(self, data=replace(data, **kept, checksum=checksum_of({**kept, **tests})))
+        arrays = {
+            "train_images": data.train_images[train],
+            "train_labels": data.train_labels[train],
+            "test_images": data.test_images,
+            "test_labels": data.test_labels,
+        }
+        checksum = checksum_of(arrays)
+        return replace(self, data=replace(data, checksum=checksum, **arrays))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> Task:
         """The same task with its images on ``device``."""

@@ -90,9 +90,10 @@ def cells(workplace: Workplace) -> dict[str, Any]:
     drawn = random_search.Search(random_search_config(scale), data, space, seed=fold_seed(seed, "search"))
     workplace.drive(drawn, "random search")
     evaluate("random search", drawn.result().genotype, time.perf_counter() - started, 0)
-    for label, order in (("DARTS (first order)", "first-order"), ("DARTS (second order)", "second-order")):
-        config = replace(search_config(scale), order=order)
-        search = darts.Search(config, data, space, seed=fold_seed(seed, "search"))
+    first = replace(search_config(scale), order="first-order")
+    second = replace(first, order="second-order")
+    for label, own in (("DARTS (first order)", first), ("DARTS (second order)", second)):
+        search = darts.Search(own, data, space, seed=fold_seed(seed, "search"))
         workplace.drive(search, f"search {label}")
         seconds = sum(report.seconds for report in search.history)
         evaluate(label, search.result().genotype, seconds, count_parameters(search.network))

@@ -45,6 +45,7 @@ from nasbook.continual import (
     Task,
     all_owned,
     free_entries,
+    hold_out,
 )
 from nasbook.data import evaluation_batches
 from nasbook.errors import InvalidInput, require_positive, unknown_name
@@ -59,6 +60,7 @@ from nasbook.growth import (
     step_two,
 )
 from nasbook.growth.firefly import MIDPOINTS
+from nasbook.growth.overgrown import CandidateKind
 from nasbook.networks import Growable
 from nasbook.seeding import fold_seed, generator
 from nasbook.training import Batch, evaluate
@@ -174,11 +176,19 @@ class FireflyContinual(ContinualRun):
         """Where the neurons of the running task's network come from."""
         self.plain: Growable
         """The running task's network, without what a phase puts around it."""
+        self._masked: MaskedNetwork | None = None
         self._scores: torch.optim.Optimizer | None = None
+        self._overgrown: OvergrownNetwork | None = None
         self._descent: CandidateDescent | None = None
         self._locked: LockedEntries | None = None
-        self._deciding = [_divided(task, config.validation_share, seed, n) for n, task in enumerate(tasks)]
-        super().__init__([trained for trained, _ in self._deciding], config, backbone, seed=seed)
+        self._deciding: list[Task] | None = None  # the images that decide whether a task is solved
+        if config.validation_share:
+            divided = [
+                hold_out(task, config.validation_share, fold_seed(seed, "sufficient", number))
+                for number, task in enumerate(tasks)
+            ]
+            tasks, self._deciding = [trained for trained, _ in divided], [held_out for _, held_out in divided]
+        super().__init__(tasks, config, backbone, seed=seed)
 
     # -- the phases of a task -----------------------------------------------------------------------------------------
 
@@ -207,23 +217,23 @@ class FireflyContinual(ContinualRun):
 
     def begin_phase(self) -> None:
         self.plain = self.fitted(self.plain)
-        self.optimizer = self._scores = self._descent = self._locked = None
+        self.optimizer = self._scores = self._descent = None
+        self._masked = self._overgrown = self._locked = None
         name = self.phases()[self.phase].name
         if name == MASK:
-            masked = MaskedNetwork(self.plain)
-            self.network = masked
-            self.optimizer = self.sgd(masked.head())
-            self._scores = torch.optim.Adam(masked.scores.parameters(), self.config.mask_rate)
+            self.network = self._masked = MaskedNetwork(self.plain)
+            self.optimizer = self.sgd(self._masked.head())
+            self._scores = torch.optim.Adam(self._masked.scores.parameters(), self.config.mask_rate)
         elif name == DIRECTIONS:
-            self.network = self._overgrown()
-            start(self.network, self.config.radius)
-            self._descent = CandidateDescent(self.network, self.config.radius, self.config.direction_rate)
+            self.network = self._overgrown = self._with_candidates()
+            start(self._overgrown, self.config.radius)
+            self._descent = CandidateDescent(self._overgrown, self.config.radius, self.config.direction_rate)
         else:
             self.network = self.plain
             self._locked = LockedEntries(self.plain, free_entries(self.plain, self.slots))
             self.optimizer = self.sgd(self.plain.parameters())
 
-    def _overgrown(self) -> OvergrownNetwork:
+    def _with_candidates(self) -> OvergrownNetwork:
         first = self.task == 0
         return OvergrownNetwork(
             self.plain,
@@ -234,9 +244,9 @@ class FireflyContinual(ContinualRun):
         ).to(self.device)
 
     def train_step(self, images: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        if self._descent is not None:
+        if self._overgrown is not None and self._descent is not None:
             batch = images, labels
-            return step_one(self.network, self._descent, batch, F.cross_entropy, self.config.radius)
+            return step_one(self._overgrown, self._descent, batch, F.cross_entropy, self.config.radius)
         assert self.optimizer is not None
         self.network.zero_grad()
         logits = self.network(images)
@@ -253,51 +263,51 @@ class FireflyContinual(ContinualRun):
         return loss.detach(), logits.detach()
 
     def end_phase(self) -> None:
-        name = self.phases()[self.phase].name
-        if name == MASK:
-            self.plain, chosen = self.network.chosen()
+        if self._masked is not None:
+            self.plain, chosen = self._masked.chosen()
             self.slots = {width: Slots(tuple(numbers.tolist())) for width, numbers in chosen.items()}
-        elif name == DIRECTIONS:
-            self._grow()
-        if name != DIRECTIONS:
+        if self._overgrown is not None:
+            self._grow(self._overgrown)
+        else:
             self.enough = self._solves()
 
     def _solves(self) -> bool:
         """Whether the task is solved sufficiently well by the images that were held out for that."""
-        held_out = self._deciding[self.task][1]
-        if held_out is None:
+        if self._deciding is None:
             return False
-        data = self.tasks[self.task].data
+        data = self._deciding[self.task].data
         network = self.fitted(self.plain)
+        held_out = data.train_images, data.train_labels
         return evaluate(network, *held_out, data, channels_last=self._channels_last)[1] >= self.config.sufficient
 
-    def _grow(self) -> None:
-        overgrown, before = self.network, self.plain
+    def _grow(self, overgrown: OvergrownNetwork) -> None:
+        before = self.plain
         scores = integrated_gradients(overgrown, self._batches(), F.cross_entropy, self.config.points)
         choose = select if self.config.selection == "firefly" else self._at_random
         descent = step_two(overgrown, scores, Budget(self.config.neurons), self.config.radius, choose)
         chosen = [overgrown.candidates[number] for number in descent.chosen]
-        counts: dict[str, dict[str, list[int]]] = {
-            kind: {name: [c.index for c in chosen if (c.kind, c.width) == (kind, name)] for name in self.slots}
-            for kind in ("unlock", "new", "split")
-        }
+
+        def taken(kind: CandidateKind) -> dict[str, list[int]]:
+            return {name: [c.index for c in chosen if (c.kind, c.width) == (kind, name)] for name in self.slots}
+
+        unlocked, new, splits = taken("unlock"), taken("new"), taken("split")
         after = self.fitted(descent.grown.network)
-        self.growths.append(
-            TaskGrowth(
-                self.task,
-                *({name: len(found) for name, found in counts[kind].items()} for kind in ("unlock", "new", "split")),
-                predicted=descent.predicted,
-                loss_before=self._loss(before),
-                loss_after=self._loss(after),
-            )
+        growth = TaskGrowth(
+            self.task,
+            unlocked={name: len(found) for name, found in unlocked.items()},
+            new={name: len(found) for name, found in new.items()},
+            splits={name: len(found) for name, found in splits.items()},
+            predicted=descent.predicted,
+            loss_before=self._loss(before),
+            loss_after=self._loss(after),
         )
+        self.growths.append(growth)
         self.plain = after
         if self.task == 0:
             self.slots = all_owned(after)
         else:
             self.slots = {
-                name: slots.grown(counts["unlock"][name], len(counts["new"][name]))
-                for name, slots in self.slots.items()
+                name: slots.grown(unlocked[name], len(new[name])) for name, slots in self.slots.items()
             }
 
     def _at_random(
@@ -359,11 +369,3 @@ class FireflyContinual(ContinualRun):
         for part, kept in zip(parts, state["optimizers"], strict=True):
             if part is not None:
                 part.load_state_dict(kept)
-
-
-def _divided(task: Task, share: float, seed: int, number: int) -> tuple[Task, tuple[Tensor, Tensor] | None]:
-    """The task with the images that it trains on, and the images that decide whether it is solved."""
-    if not share:
-        return task, None
-    train, held_out = task.data.split((1 - share, share), seed=fold_seed(seed, "sufficient", number))
-    return task.only(train), (task.data.train_images[held_out], task.data.train_labels[held_out])
