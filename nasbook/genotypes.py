@@ -44,10 +44,13 @@ __all__ = [
     "Edge",
     "Genotype",
     "Space",
+    "StackRun",
     "count_cells",
     "parse_darts",
     "random_genotype",
     "random_operations",
+    "reduces_resolution",
+    "stack_runs",
 ]
 
 DARTS_OPERATIONS = (
@@ -507,6 +510,50 @@ def random_operations(topology: Genotype, choices: Sequence[str], generator: tor
         return CellGenotype(edges, old.nodes, old.inputs, old.output)
 
     return Genotype({kind: cell(old) for kind, old in topology.cells})
+
+
+_KEEPS_RESOLUTION = ("normal", *CELL_SECTIONS[::2])
+
+
+def reduces_resolution(kind: str) -> bool:
+    """Whether cells of that kind stand at the reductions: all but ``normal`` and the first, third and fifth section."""
+    return kind not in _KEEPS_RESOLUTION
+
+
+@dataclass(frozen=True)
+class StackRun:
+    """Neighbouring cells of one kind and one number of channels."""
+
+    kind: str
+    first: int
+    """Position of the first cell, from 0."""
+    last: int
+    doublings: int
+    """How often the channels were doubled: each reduction doubles them."""
+
+    @property
+    def places(self) -> str:
+        """The numbers of the cells as papers give them, from 1: ``1–6``, or ``7``."""
+        return str(self.first + 1) if self.first == self.last else f"{self.first + 1}–{self.last + 1}"
+
+
+def stack_runs(kinds: Sequence[str]) -> tuple[StackRun, ...]:
+    """The runs that the kinds of a stack's cells form, from the first to the last.
+
+    Args:
+        kinds: of every cell, as :func:`~nasbook.networks.kinds_of_cells` gives them.
+
+    Raises:
+        InvalidInput: there are no cells.
+    """
+    if not kinds:
+        raise InvalidInput("kinds: expected the kind of at least one cell, got none.")
+    doublings = list(itertools.accumulate(reduces_resolution(kind) for kind in kinds))
+    runs = []
+    for (kind, doubled), group in itertools.groupby(range(len(kinds)), lambda cell: (kinds[cell], doublings[cell])):
+        places = list(group)
+        runs.append(StackRun(kind, places[0], places[-1], doubled))
+    return tuple(runs)
 
 
 DARTS_V1 = parse_darts("""

@@ -747,6 +747,14 @@ def test_reading_a_genotype_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
+def test_drawing_a_genotype_needs_no_torch():
+    program = (
+        "import sys; from nasbook.genotypes import DARTS_V2; from nasbook.plots import draw_genotype, draw_stack; "
+        "draw_genotype(DARTS_V2); draw_stack(DARTS_V2.kinds); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=300).returncode == 0
+
+
 def test_genotypes_are_equal_when_their_cells_are():
     cells = dict(DARTS_V2.cells)
     turned = Genotype(dict(reversed(list(cells.items()))))

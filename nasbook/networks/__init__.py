@@ -1,6 +1,6 @@
 """Discrete networks: what a genotype becomes (Chapters 1 and 6), and networks that grow (Chapter 4)."""
 
-from nasbook.genotypes import CELL_SECTIONS
+from nasbook.genotypes import CELL_SECTIONS, StackRun, reduces_resolution, stack_runs
 from nasbook.networks.derived import (
     AuxiliaryHead,
     AuxiliaryOutput,
@@ -71,14 +71,11 @@ from nasbook.networks.stacking import (
     CellPlacement,
     CifarStem,
     ImageNetStem,
-    StackRun,
     StemName,
     build_stem,
     kinds_of_cells,
-    reduces_resolution,
     reduction_positions,
     stack_cells,
-    stack_runs,
 )
 from nasbook.networks.vgg import VGG
 

@@ -10,7 +10,6 @@ search (§3, B.3) has five, one for every section that the two reductions divide
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -118,50 +117,6 @@ def kinds_of_cells(cells: int, kinds: Collection[str]) -> tuple[str, ...]:
             f"two reductions: use 5 cells or more."
         )
     return found
-
-
-_KEEPS_RESOLUTION = ("normal", *CELL_SECTIONS[::2])
-
-
-def reduces_resolution(kind: str) -> bool:
-    """Whether cells of that kind stand at the reductions: all but ``normal`` and the first, third and fifth section."""
-    return kind not in _KEEPS_RESOLUTION
-
-
-@dataclass(frozen=True)
-class StackRun:
-    """Neighbouring cells of one kind and one number of channels."""
-
-    kind: str
-    first: int
-    """Position of the first cell, from 0."""
-    last: int
-    doublings: int
-    """How often the channels were doubled: each reduction doubles them."""
-
-    @property
-    def places(self) -> str:
-        """The numbers of the cells as papers give them, from 1: ``1–6``, or ``7``."""
-        return str(self.first + 1) if self.first == self.last else f"{self.first + 1}–{self.last + 1}"
-
-
-def stack_runs(kinds: Sequence[str]) -> tuple[StackRun, ...]:
-    """The runs that the kinds of a stack's cells form, from the first to the last.
-
-    Args:
-        kinds: of every cell, as :func:`kinds_of_cells` gives them.
-
-    Raises:
-        InvalidInput: there are no cells.
-    """
-    if not kinds:
-        raise InvalidInput("kinds: expected the kind of at least one cell, got none.")
-    doublings = list(itertools.accumulate(reduces_resolution(kind) for kind in kinds))
-    runs = []
-    for (kind, doubled), group in itertools.groupby(range(len(kinds)), lambda cell: (kinds[cell], doublings[cell])):
-        places = list(group)
-        runs.append(StackRun(kind, places[0], places[-1], doubled))
-    return tuple(runs)
 
 
 def stack_cells(

@@ -13,8 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch, Polyg
 from matplotlib.transforms import Affine2D
 
 from nasbook.errors import InvalidInput
-from nasbook.genotypes import CELL_SECTIONS, DARTS_SPACE, Genotype, Space
-from nasbook.networks import reduces_resolution, stack_runs
+from nasbook.genotypes import CELL_SECTIONS, DARTS_SPACE, Genotype, Space, reduces_resolution, stack_runs
 from nasbook.plots.animation import cells_figure
 from nasbook.plots.cells import text_size
 from nasbook.plots.connections import connection_layout, draw_widths
