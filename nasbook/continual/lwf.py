@@ -84,6 +84,8 @@ class LwF(SharedBody):
     ) -> None:
         self._before: Growable | None = None
         """The body before the task; its classifier is not asked."""
+        self._given: list[dict[str, Tensor]] = []
+        """The classifiers of earlier tasks as they were before this one, on the device."""
         self._old: list[dict[str, Tensor]] = []
         """The classifiers of earlier tasks, which go on learning."""
         super().__init__(tasks, config, backbone, seed=seed)
@@ -98,10 +100,8 @@ class LwF(SharedBody):
         self._before = None
         if self.task:
             self._before = self._frozen()
-            self._old = [
-                {name: value.clone().to(self.device).requires_grad_() for name, value in head.items()}
-                for head in self.heads
-            ]
+            self._given = [{name: value.to(self.device) for name, value in head.items()} for head in self.heads]
+            self._old = [{name: value.clone().requires_grad_() for name, value in head.items()} for head in self._given]
 
     def _frozen(self) -> Growable:
         """A copy of the network that answers and does not learn."""
@@ -143,7 +143,7 @@ class LwF(SharedBody):
             _, before = with_features(self._before, images)
         losses = [
             distillation(_answer(now, features), _answer(then, before), self.config.temperature)
-            for now, then in zip(self._old, self.heads, strict=True)
+            for now, then in zip(self._old, self._given, strict=True)
         ]
         return self.config.weight * torch.stack(losses).sum()
 
@@ -174,6 +174,7 @@ class LwF(SharedBody):
             for head in state["old"]
         ]
         super().load_method_state(state)  # builds the optimiser, whose parameters the old classifiers are
+        self._given = [{name: value.to(self.device) for name, value in head.items()} for head in self.heads]
         self._before = None
         if state["before"] is not None and not self.finished:
             self._before = self._frozen()
@@ -208,5 +209,4 @@ def with_features(network: Growable, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _answer(head: dict[str, Tensor], features: Tensor) -> Tensor:
-    weight, bias = (head[f"classifier.{name}"].to(features.device) for name in ("weight", "bias"))
-    return F.linear(features, weight, bias)
+    return F.linear(features, head["classifier.weight"], head["classifier.bias"])
