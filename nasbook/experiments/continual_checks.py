@@ -60,8 +60,11 @@ def distinct_entries(master: MasterNetwork) -> int:
     """Parameters of all tasks' networks, counted one by one, each stored one once.
 
     Independent of how the master network counts: goes through the entries of every task's network, names each by its
-    neurons (a copy by its original where an older neuron reads it) and counts the different names. A weight that is
-    zero stands between neurons that were never trained together; no trained weight is zero to the last bit.
+    neurons (a copy by its original where an older neuron reads it) and counts the different names. Not stored is a
+    weight between two neurons that did not meet in the network of the task that made the later of them; it is zero.
+
+    Raises:
+        AssertionError: a weight that is not stored is not zero.
     """
     found: set[tuple[Any, ...]] = set()
     for number, part in enumerate(master.tasks):
@@ -72,18 +75,28 @@ def distinct_entries(master: MasterNetwork) -> int:
             if here.writes is None:
                 found |= {(name, number, place) for place in range(parameter.numel())}
                 continue
-            rows = part.chosen[here.writes].tolist()
-            for row, neuron in enumerate(rows):
-                if here.reads is None:
-                    found |= {(name, neuron, place) for place in range(parameter[row].numel())}
-                    continue
+            for row, neuron in enumerate(part.chosen[here.writes].tolist()):
                 entries = parameter.detach()[row].flatten()
+                if here.reads is None:
+                    found |= {(name, neuron, place) for place in range(len(entries))}
+                    continue
                 each = len(entries) // len(part.chosen[here.reads])
                 for column, read in enumerate(part.chosen[here.reads].tolist()):
                     source = _as_read_by(master, here.writes, neuron, here.reads, read)
-                    weights = entries[column * each : (column + 1) * each]
-                    found |= {(name, neuron, source, place) for place in weights.nonzero().flatten().tolist()}
+                    if _met(master, here.writes, neuron, here.reads, source):
+                        found |= {(name, neuron, source, place) for place in range(each)}
+                    else:
+                        assert not entries[column * each : (column + 1) * each].any()
     return len(found)
+
+
+def _met(master: MasterNetwork, writes: str, neuron: int, reads: str, source: int) -> bool:
+    """Whether the task that made the later of two neurons has the one read the other, or a copy of it."""
+    later = max(int(master.made_by[writes][neuron]), int(master.made_by[reads][source]))
+    chosen = master.tasks[later].chosen
+    return neuron in chosen[writes].tolist() and any(
+        _as_read_by(master, writes, neuron, reads, read) == source for read in chosen[reads].tolist()
+    )
 
 
 def _as_read_by(master: MasterNetwork, writes: str, neuron: int, reads: str, read: int) -> int:
