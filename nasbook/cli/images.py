@@ -62,6 +62,8 @@ def search_images(name: str, rest: list[str]) -> None:
     again = ["nasbook", "train", str(options.out / "genotype.json"), "--scale", options.scale, *same_images(options)]
     if getattr(method.Search, "evaluates_as_deep", False):
         again += ["--cells", str(options.config.cells)]
+    elif scale.cells < len(result.genotype.kinds):  # a cell for each section of the stack needs so many
+        again += ["--cells", str(len(result.genotype.kinds))]
     if getattr(options.config, "cell_output", "concatenation") != "concatenation":
         again += ["--cell-output", options.config.cell_output]
     print(f"train it: {shlex.join(again)}")

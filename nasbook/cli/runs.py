@@ -49,6 +49,8 @@ def drive_run(run: Any, options: RunOptions, label: str) -> None:
 
 def write_found_cells(search: Any, result: Any, out: Path) -> None:
     """Writes genotype.json and result.json of a search, and prints its cells and how they changed, if they did."""
+    from nasbook.methods.firefly_cells import Search as FireflySearch
+    from nasbook.methods.firefly_cells import growing_cell
     from nasbook.methods.growing_search import GrowingSearch
 
     result.genotype.save(out / "genotype.json")
@@ -59,6 +61,12 @@ def write_found_cells(search: Any, result: Any, out: Path) -> None:
         content["events"] = [asdict(event) for event in search.events]
         for event in search.events:
             print(f"after epoch {event.epoch}, in stage {event.stage}: {event_in_words(event)}")
+    if isinstance(search, FireflySearch):
+        content["events"] = [event.to_state() for event in search.events]
+        for number, event in enumerate(search.events, start=1):
+            kind = search.space.kinds[growing_cell(number)]
+            loss = f"validation loss {event.loss_before:.4f} → {event.loss_after:.4f}"
+            print(f"after epoch {event.epoch}: {kind} grew, {loss}, {event.parameters:,} parameters")
     write_json(out / "result.json", content)
     for kind, cell in result.genotype.cells:
         print(f"{kind}: " + ", ".join(f"{e.source}→{e.target} {e.operation}" for e in cell.edges))
