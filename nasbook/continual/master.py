@@ -11,6 +11,7 @@ neuron reads an original and its copies. Classifiers and the statistics of batch
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -180,10 +181,12 @@ class MasterNetwork:
             slots: for each width, where its neurons come from.
 
         Raises:
-            InvalidInput: the slots are not this network's, or the network differs from the memory in an entry that
-                belongs to earlier tasks; the memory is then as it was.
+            InvalidInput: the network is not the backbone with other widths and these classes, the slots are not its
+                own, or it differs from the memory in an entry that belongs to earlier tasks; the memory is then as it
+                was.
         """
         neurons = network.neurons()
+        self._require_backbone(network, len(classes))
         if {width: len(part) for width, part in slots.items()} != neurons:
             raise InvalidInput(f"The slots are those of another network; it has the neurons {neurons}.")
         free = free_entries(network, slots)
@@ -216,6 +219,24 @@ class MasterNetwork:
         # All at once: an error above leaves the memory as it was.
         self.weights, self.made_by, self.copy_of = weights, made_by, copy_of
         self.tasks.append(TaskPart(name, tuple(classes), chosen, head, statistics, added))
+
+    def _require_backbone(self, network: Growable, classes: int) -> None:
+        """Refuses what :meth:`network` could not give back as it was."""
+        expected = self.backbone.build(classes, 0, list(network.neurons().values()))
+        wanted, given = (
+            {name: (tuple(value.shape), value.dtype) for name, value in one.state_dict().items()}
+            for one in (expected, network)
+        )
+        for name in {**wanted, **given}:
+            if wanted.get(name) != given.get(name):
+                have, want = (
+                    "none" if found is None else f"{found[1]} of shape {found[0]}"
+                    for found in (given.get(name), wanted.get(name))
+                )
+                raise InvalidInput(
+                    f"The network is no {self.backbone.name} for {classes} classes: for {name} it has {have}, "
+                    f"expected {want}."
+                )
 
     def _with_own(
         self, slots: Mapping[str, Slots], old: Mapping[str, int]
@@ -315,9 +336,16 @@ class MasterNetwork:
         from safetensors.torch import save
 
         state = self.state_dict()
-        plain = {"format": FORMAT, "version": VERSION, "backbone": state["backbone"], "tasks": state["tasks"]}
-        order = {"widths": list(self.widths)}
-        content = save(state["tensors"], metadata={"nasbook": json.dumps({**plain, **order})})
+        plain = {
+            "format": FORMAT,
+            "version": VERSION,
+            "backbone": state["backbone"],
+            "tasks": state["tasks"],
+            "widths": list(self.widths),
+        }
+        checksum = _checksum(plain, state["tensors"])
+        metadata = {"nasbook": json.dumps({**plain, "checksum": checksum})}
+        content = save(state["tensors"], metadata=metadata)
         with whole_file(path) as file:
             file.write(content)
         return Path(path)
@@ -327,7 +355,7 @@ class MasterNetwork:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            InvalidInput: the file can't be read, or is no master network.
+            InvalidInput: the file can't be read, is no master network, or is not as it was written.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -340,8 +368,10 @@ class MasterNetwork:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as error:
             raise InvalidInput(f"{path} is not a readable .safetensors file ({error}).") from None
-        if plain.get("format") != FORMAT or plain.get("version") != VERSION:
+        if not isinstance(plain, dict) or (plain.get("format"), plain.get("version")) != (FORMAT, VERSION):
             raise InvalidInput(f"{path} is no master network of nasbook (expected {FORMAT} of version {VERSION}).")
+        if plain.pop("checksum", None) != _checksum(plain, tensors):
+            raise InvalidInput(f"{path} is damaged: it is not what was written. Take another copy of it.")
         master = cls.from_state({**plain, "tensors": tensors})
         for group in ("made_by", "copy_of"):  # the file sorts its tensors
             setattr(master, group, {width: getattr(master, group)[width] for width in plain["widths"]})
@@ -359,6 +389,15 @@ def _alias_copies(whole: Tensor, positions: int, old_rows: int, old_columns: int
         if original != NEW:
             here, there = (slice(n * positions, (n + 1) * positions) for n in (column, original))
             whole[:old_rows, here] = whole[:old_rows, there]
+
+
+def _checksum(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file says: the plain values, and every tensor's name, type, shape and bits."""
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _listed(widths: Sequence[int] | None) -> list[int] | None:
