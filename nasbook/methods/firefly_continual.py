@@ -340,10 +340,12 @@ class FireflyContinual(ContinualRun):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def method_state(self) -> dict[str, Any]:
+        learned = {"master": self.master.state_dict(), "growths": [vars(growth) for growth in self.growths]}
+        if self.finished:  # no task is running
+            return learned
         parts = (self.optimizer, self._scores, self._descent)
         return {
-            "master": self.master.state_dict(),
-            "growths": [vars(growth) for growth in self.growths],
+            **learned,
             "enough": self.enough,
             "slots": {name: [list(slots.locked), list(slots.copies)] for name, slots in self.slots.items()},
             "plain": self.plain.state_dict(),
@@ -354,12 +356,12 @@ class FireflyContinual(ContinualRun):
     def load_method_state(self, state: dict[str, Any]) -> None:
         self.master = MasterNetwork.from_state(state["master"])
         self.growths = [TaskGrowth(**growth) for growth in state["growths"]]
+        if self.finished:
+            return
         self.enough = state["enough"]
         self.slots = {
             name: Slots(tuple(locked), tuple(copies)) for name, (locked, copies) in state["slots"].items()
         }
-        if self.finished:
-            return
         classes = self.tasks[self.task].data.classes
         self.plain = self.backbone.build(classes, 0, [len(slots) for slots in self.slots.values()])
         self.plain.load_state_dict(state["plain"])
