@@ -16,6 +16,7 @@ CHAPTERS = (
     "nasbook.exercises.growing_networks",
     "nasbook.exercises.prune_and_replace",
     "nasbook.exercises.growing_recurrent_cells",
+    "nasbook.exercises.firefly_tasks",
 )
 """The modules that register exercises, one a chapter."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nasbook
+from nasbook.continual import Slots, free_entries
 from nasbook.data import load_series
 from nasbook.errors import InvalidInput
 from nasbook.exercises import grade, list_exercises
@@ -19,6 +20,13 @@ from nasbook.exercises.engine_and_transit_cells import (
     WRONG_SAVINGS,
     WRONG_TEMPERATURES,
     WRONG_TRANSITS,
+)
+from nasbook.exercises.firefly_tasks import (
+    WRONG_ADDED,
+    WRONG_FISHERS,
+    WRONG_LOST,
+    WRONG_SECTIONS,
+    WRONG_SWITCHES,
 )
 from nasbook.exercises.growing_networks import (
     WRONG_COUNTS,
@@ -363,6 +371,29 @@ def unit_split(g, a, u, step):
     return matrix, min(0.0, float(torch.linalg.eigvalsh(matrix).min()) * step**2 / 2)
 
 
+def added(below, above, copies, new):
+    return (copies + new) * (9 * below + 2) + new * 9 * above
+
+
+def section(place, cells):
+    first, second = cells // 3, 2 * cells // 3
+    return {first: 2, second: 4}.get(place, 1 + 2 * (place > first) + 2 * (place > second))
+
+
+def lost(matrix):
+    *before, last = matrix
+    return [max(row[task] for row in before[task:]) - last[task] for task in range(len(before))]
+
+
+def straight_through(scores, threshold):
+    return (scores > threshold).to(scores.dtype) + (scores - scores.detach())
+
+
+def fisher(w, x):
+    p = torch.sigmoid(x @ w)[:, None]
+    return (p * (1 - p) * x**2).mean(0)
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -407,6 +438,11 @@ RIGHT = {
     "growing.together": most_epochs,
     "growing.mean": identities,
     "growing.splitting": unit_split,
+    "firefly.added": added,
+    "firefly.sections": section,
+    "firefly.forgetting": lost,
+    "firefly.mask": straight_through,
+    "firefly.fisher": fisher,
 }
 
 
@@ -548,6 +584,16 @@ def test_an_answer_that_raises_is_wrong():
         ("growing.splitting", lambda *case: (torch.eye(3), 0.0), "S = Σ over steps and examples"),
         ("growing.splitting", lambda g, a, u, step: (g.T @ a, 0.0), "none for time or batch"),
         ("growing.splitting", lambda *case: unit_split(*case)[0], "Expected two things"),
+        *(("firefly.added", wrong, hint) for hint, wrong in WRONG_ADDED.items()),
+        ("firefly.added", lambda below, above, copies, new: 0, "take one copy alone"),
+        *(("firefly.sections", wrong, hint) for hint, wrong in WRONG_SECTIONS.items()),
+        ("firefly.sections", lambda place, cells: 1, "is of kind 2, got 1"),
+        *(("firefly.forgetting", wrong, hint) for hint, wrong in WRONG_LOST.items()),
+        ("firefly.forgetting", lambda matrix: matrix[-1], "one number for each task but the last"),
+        *(("firefly.mask", wrong, hint) for hint, wrong in WRONG_SWITCHES.items()),
+        ("firefly.mask", lambda scores, threshold: scores, "expected [0.0, 0.0, 1.0, 0.0, 1.0]"),
+        *(("firefly.fisher", wrong, hint) for hint, wrong in WRONG_FISHERS.items()),
+        ("firefly.fisher", lambda w, x: w, "expected ["),
     ],
 )
 def test_the_hint_fits_the_mistake(name, answer, hint):
@@ -817,3 +863,13 @@ def test_stages_are_those_of_the_search(patience, monkeypatch):
     epochs, answer = stages(curves, patience)
     assert [trained[stage] for stage in sorted(trained)] == epochs.tolist()
     assert next(iter(search.network.spaces.values())).nodes == nodes + answer - 1
+
+
+@pytest.mark.parametrize(("copies", "new"), [(0, 0), (1, 0), (0, 2), (3, 1)])
+def test_what_a_growth_adds_is_what_is_free(copies, new):
+    network = VGG("vgg11", [4, 4 + new, 4, 4, 4, 4, 4, 4], size=8, in_channels=1)
+    slots = {name: Slots(tuple(range(count))) for name, count in network.neurons().items()}
+    slots["layers.1.convolution"] = Slots(tuple(range(4 - copies)), (*range(4 - copies, 4), *[-1] * new))
+    free = free_entries(network, slots)
+    counted = sum(int(entries.sum()) for name, entries in free.items() if not name.startswith("classifier"))
+    assert counted == RIGHT["firefly.added"](4, 4, copies, new)
