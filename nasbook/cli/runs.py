@@ -63,10 +63,10 @@ def write_found_cells(search: Any, result: Any, out: Path) -> None:
             print(f"after epoch {event.epoch}, in stage {event.stage}: {event_in_words(event)}")
     if isinstance(search, FireflySearch):
         content["events"] = [event.to_state() for event in search.events]
-        for number, event in enumerate(search.events, start=1):
+        for number, growth in enumerate(search.events, start=1):
             kind = search.space.kinds[growing_cell(number)]
-            loss = f"validation loss {event.loss_before:.4f} → {event.loss_after:.4f}"
-            print(f"after epoch {event.epoch}: {kind} grew, {loss}, {event.parameters:,} parameters")
+            loss = f"validation loss {growth.loss_before:.4f} → {growth.loss_after:.4f}"
+            print(f"after epoch {growth.epoch}: {kind} grew, {loss}, {growth.parameters:,} parameters")
     write_json(out / "result.json", content)
     for kind, cell in result.genotype.cells:
         print(f"{kind}: " + ", ".join(f"{e.source}→{e.target} {e.operation}" for e in cell.edges))
