@@ -16,6 +16,8 @@ What the paper leaves open, and what we do:
 * "Select 25% neurons to grow": a quarter as many neurons as the operations of that cell have. Read as a quarter of the
   candidates, which are twice as many at first, it would be ``rate=0.5``.
 * Of equally wide operations the first one of the space wins. Of the paper's four that is ``sep_conv_3x3``.
+* "All grow less than 20%": of 4 channels that is less than one neuron, of 8 less than two, of 16 less than four. So an
+  edge of the first cell is the identity only where no operation got anything.
 * All 14 edges stay, as the paper says nothing of leaving some out. ``edges_per_node`` keeps those that grew most.
 """
 
