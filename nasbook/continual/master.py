@@ -256,6 +256,7 @@ class MasterNetwork:
     @staticmethod
     def _enlarged(value: Tensor, before: Tensor | None, axes: Axes, neurons: Mapping[str, int]) -> Tensor:
         """The stored entries, with zeros for those of the neurons to come."""
+        assert axes.writes is not None
         shape = list(value.shape)
         shape[0] = neurons[axes.writes]
         if axes.reads is not None:
@@ -270,6 +271,7 @@ class MasterNetwork:
         name: str, whole: Tensor, value: Tensor, axes: Axes, chosen: Mapping[str, Tensor], free: Tensor
     ) -> None:
         """Writes a task's own entries into the memory, and compares all others with it."""
+        assert axes.writes is not None
         rows = chosen[axes.writes]
         there = take(whole, 0, rows)
         if axes.reads is not None:
@@ -283,6 +285,7 @@ class MasterNetwork:
         whole[rows[:, None], spread[None, :]] = torch.where(free, value, there)
 
     def _taken(self, name: str, axes: Axes, chosen: Mapping[str, Tensor]) -> Tensor:
+        assert axes.writes is not None
         taken = take(self.weights[name], 0, chosen[axes.writes])
         return taken if axes.reads is None else take(taken, 1, chosen[axes.reads], axes.positions)
 
