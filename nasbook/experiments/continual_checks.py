@@ -13,10 +13,11 @@ from torch import Tensor
 
 from nasbook.continual import Backbone, MasterNetwork, Task, axes_of, split_classes
 from nasbook.continual.ownership import NEW
+from nasbook.data import evaluation_batches
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.experiments.verdicts import Verdict, exact
-from nasbook.methods.firefly_continual import Config
+from nasbook.methods.firefly_continual import Config, FireflyContinual
 from nasbook.seeding import generator
 
 __all__ = ["BACKBONES", "distinct_entries", "exact_results", "learned_in_order"]
@@ -31,15 +32,43 @@ BACKBONES: dict[str, tuple[str, tuple[int, ...]]] = {
 """Families of networks on which the checks run: by name the backbone and its first widths."""
 
 SHORT = Config(
-    epochs=1, mask_epochs=1, direction_epochs=1, neurons=6, new_neurons=3, batch_size=20, mask_rate=4e-3, growths=2
+    epochs=2,
+    mask_epochs=1,
+    direction_epochs=1,
+    neurons=6,
+    new_neurons=3,
+    batch_size=10,
+    learning_rate=0.01,
+    mask_rate=4e-3,
+    growths=2,
 )
-"""Short phases, two growths a task, and a rate at which masks leave some neurons out after two steps."""
+"""Short phases, two growths a task, and a rate at which masks leave some neurons out after two steps. Long enough for
+the running statistics to follow the batches: before that, a deep thin network gives the same to all images, and then
+equal outputs say little."""
+
+ASKED = 32
+"""How many images every network is asked about."""
+
+AWAKE = 1e-3
+"""Standard deviation of a logit over images from which a network tells them apart."""
+
+
+class _Remembering(FireflyContinual):
+    """Asks the network of each task when it has been trained, before the master network has it."""
+
+    pixels: Tensor
+    outputs: list[Tensor]
+
+    def end_task(self) -> None:
+        with torch.no_grad():
+            self.outputs.append(self.plain.eval()(self.pixels))
+        super().end_task()
 
 
 def learned_in_order(
     tasks: Sequence[Task], backbone: Backbone, pixels: Tensor, seed: int = 0
 ) -> tuple[MasterNetwork, list[Tensor]]:
-    """The master network after all tasks, and what each task's network gave when it had just been learned.
+    """The master network after all tasks, and what each task's network gave when it had just been trained.
 
     Args:
         tasks: in their order.
@@ -47,13 +76,11 @@ def learned_in_order(
         pixels: normalised images that every network is asked about.
         seed: of the learner.
     """
-    run = SHORT.begin(tasks, backbone, seed)
-    outputs = []
-    for report in run.epochs():
-        if report.accuracies:
-            with torch.no_grad():
-                outputs.append(run.master.network(report.task)(pixels))
-    return run.master, outputs
+    run = _Remembering(tasks, SHORT, backbone, seed=seed)
+    run.pixels, run.outputs = pixels, []
+    for _ in run.epochs():
+        pass
+    return run.master, run.outputs
 
 
 def distinct_entries(master: MasterNetwork) -> int:
@@ -111,12 +138,11 @@ def exact_results(workplace: Workplace) -> dict[str, Any]:
     """For every family and order of tasks: outputs compared and equal, unions of masks, and both ways to count."""
     data = workplace.data.take(200)
     tasks = split_classes(data, 5, seed=0)
-    drawn = torch.rand(32, data.channels, data.size, data.size, generator=generator(0, "asked"))
-    pixels = (drawn - 0.5) * 4
+    pixels, _ = next(evaluation_batches(data.test_images, data.test_labels, ASKED, data.mean, data.std))
     found: dict[str, Any] = {}
     for family, (name, widths) in BACKBONES.items():
         backbone = Backbone(name, widths, data.channels, data.size)
-        compared = equal = unions = counts = reloaded = networks = copies = 0
+        compared = equal = awake = unions = counts = reloaded = networks = copies = 0
         for order in _orders(family):
             master, outputs = learned_in_order([tasks[place] for place in order], backbone, pixels)
             with tempfile.TemporaryDirectory() as folder:
@@ -124,6 +150,7 @@ def exact_results(workplace: Workplace) -> dict[str, Any]:
             for number, before in enumerate(outputs):
                 with torch.no_grad():
                     compared += 1
+                    awake += bool(before.std(0).max() > AWAKE)
                     equal += torch.equal(master.network(number)(pixels), before)
                     reloaded += torch.equal(again.network(number)(pixels), before)
             unions += _covers(master)
@@ -133,6 +160,7 @@ def exact_results(workplace: Workplace) -> dict[str, Any]:
         found[family] = {
             "masters": networks,
             "outputs": compared,
+            "awake": awake,
             "equal": equal,
             "equal_reloaded": reloaded,
             "unions": unions,
@@ -159,12 +187,14 @@ def _covers(master: MasterNetwork) -> bool:
 def _judge_exact(record: Record) -> Verdict:
     found = record.measurements[0].values
     outputs, equal, reloaded = (sum(v[k] for v in found.values()) for k in ("outputs", "equal", "equal_reloaded"))
+    awake = sum(v["awake"] for v in found.values())
     masters, unions, counts = (sum(v[k] for v in found.values()) for k in ("masters", "unions", "counts"))
     numbers = (
-        f"{equal} of {outputs} networks give the bits that they gave when they were learned, {reloaded} after a file; "
+        f"{equal} of {outputs} networks give the bits that they gave when they were trained, {reloaded} after a file "
+        f"({awake} tell images apart); "
         f"{unions} of {masters} unions of masks are the master network; {counts} of {masters} counts agree"
     )
-    return exact(equal == reloaded == outputs and unions == counts == masters, numbers)
+    return exact(equal == reloaded == awake == outputs and unions == counts == masters, numbers)
 
 
 register(
