@@ -100,6 +100,50 @@ register(
 )
 
 
+# --- what a wider operation can do more -------------------------------------------------------------------------------
+
+Gain = Callable[[int, int, int, int], Any]
+
+
+def _gain(inner: int, channels: int, width: int, new: int) -> int:
+    return min(inner, channels, width + new) - min(inner, channels, width)
+
+
+WRONG_GAINS: dict[str, Gain] = {
+    "The product of two matrices has no higher rank than its smallest side.": lambda i, c, w, n: n,
+    "What does the convolution read? From few channels nothing of higher rank can be made.": lambda i, c, w, n: (
+        min(c, w + n) - min(c, w)
+    ),
+    "What does the transform write? The rank can't exceed the node's channels.": lambda i, c, w, n: (
+        min(i, w + n) - min(i, w)
+    ),
+    "That is the rank afterwards; asked is by how much it rises.": lambda i, c, w, n: min(i, c, w + n),
+    "An operation that is already wider than it needs to be loses nothing by growing.": lambda i, c, w, n: (
+        min(i, c, w + n) - w
+    ),
+}
+"""Hints, and the answers that they are for."""
+
+
+def _check_gain(answer: Gain) -> str | None:
+    cases = [(4, 16, 4, 3), (16, 16, 4, 3), (16, 8, 6, 5), (12, 16, 10, 9), (6, 5, 9, 4), (16, 16, 4, 20)]
+    got = [answer(*case) for case in cases]
+    for hint, wrong in WRONG_GAINS.items():
+        if got == [wrong(*case) for case in cases]:
+            return hint
+    for (inner, channels, width, new), found in zip(cases, got, strict=True):
+        expected = _gain(inner, channels, width, new)
+        if found != expected:
+            return (
+                f"From {inner} channels by {width} to {channels}, with {new} new neurons: got {found!r}; look at the "
+                f"three sides of the two matrices."
+            )
+    return None
+
+
+register(Exercise("firefly.rank", CHAPTER, _check_gain, (*WRONG_GAINS.values(), lambda i, c, w, n: 0, 3)))
+
+
 # --- what was forgotten -----------------------------------------------------------------------------------------------
 
 Lost = Callable[[Sequence[Sequence[float]]], Any]

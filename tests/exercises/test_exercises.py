@@ -24,6 +24,7 @@ from nasbook.exercises.engine_and_transit_cells import (
 from nasbook.exercises.firefly_tasks import (
     WRONG_ADDED,
     WRONG_FISHERS,
+    WRONG_GAINS,
     WRONG_LOST,
     WRONG_SECTIONS,
     WRONG_SWITCHES,
@@ -380,6 +381,18 @@ def section(place, cells):
     return {first: 2, second: 4}.get(place, 1 + 2 * (place > first) + 2 * (place > second))
 
 
+def gained_rank(inner, channels, width, new):
+    """By multiplying random matrices."""
+
+    def rank(between):
+        drawn = torch.Generator().manual_seed(0)
+        left = torch.randn(channels, between, generator=drawn, dtype=torch.float64)
+        right = torch.randn(between, inner, generator=drawn, dtype=torch.float64)
+        return int(torch.linalg.matrix_rank(left @ right))
+
+    return rank(width + new) - rank(width)
+
+
 def lost(matrix):
     *before, last = matrix
     return [max(row[task] for row in before[task:]) - last[task] for task in range(len(before))]
@@ -440,6 +453,7 @@ RIGHT = {
     "growing.splitting": unit_split,
     "firefly.added": added,
     "firefly.sections": section,
+    "firefly.rank": gained_rank,
     "firefly.forgetting": lost,
     "firefly.mask": straight_through,
     "firefly.fisher": fisher,
@@ -588,6 +602,8 @@ def test_an_answer_that_raises_is_wrong():
         ("firefly.added", lambda below, above, copies, new: 0, "take one copy alone"),
         *(("firefly.sections", wrong, hint) for hint, wrong in WRONG_SECTIONS.items()),
         ("firefly.sections", lambda place, cells: 1, "is of kind 2, got 1"),
+        *(("firefly.rank", wrong, hint) for hint, wrong in WRONG_GAINS.items()),
+        ("firefly.rank", lambda inner, channels, width, new: 0, "the three sides of the two matrices"),
         *(("firefly.forgetting", wrong, hint) for hint, wrong in WRONG_LOST.items()),
         ("firefly.forgetting", lambda matrix: matrix[-1], "one number for each task but the last"),
         *(("firefly.mask", wrong, hint) for hint, wrong in WRONG_SWITCHES.items()),
