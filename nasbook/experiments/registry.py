@@ -96,7 +96,7 @@ def register(experiment: Experiment) -> Experiment:
 
 def list_experiments() -> tuple[Experiment, ...]:
     """All experiments, in the order of the book."""
-    return tuple(_EXPERIMENTS.values())
+    return tuple(sorted(_EXPERIMENTS.values(), key=lambda experiment: experiment.chapter))
 
 
 def get_experiment(name: str) -> Experiment:
