@@ -16,10 +16,11 @@ import itertools
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.files import whole_file
@@ -41,6 +42,8 @@ __all__ = [
     "PUBLISHED",
     "ZERO",
     "CellGenotype",
+    "CellSpace",
+    "DartsCells",
     "Edge",
     "Genotype",
     "Space",
@@ -510,6 +513,154 @@ def random_operations(topology: Genotype, choices: Sequence[str], generator: tor
         return CellGenotype(edges, old.nodes, old.inputs, old.output)
 
     return Genotype({kind: cell(old) for kind, old in topology.cells})
+
+
+class CellSpace(ABC):
+    """What a search that trains cells one by one has to know of a space: how to draw a cell, and which are beside it.
+
+    Chapter 8. The neighbours are what local search compares, and a mutation is a step to one of them.
+    """
+
+    @abstractmethod
+    def random(self, draws: torch.Generator) -> Genotype:
+        """A genotype drawn uniformly from the space."""
+
+    @abstractmethod
+    def neighbours(self, genotype: Genotype) -> tuple[Genotype, ...]:
+        """All genotypes of the space that one change leads to, each once, in a fixed order, without the genotype."""
+
+    def mutate(self, genotype: Genotype, draws: torch.Generator) -> Genotype:
+        """One neighbour, drawn uniformly from those that change a uniformly drawn kind of cell.
+
+        Raises:
+            InvalidInput: the genotype has no neighbours.
+        """
+        by_kind: dict[str, list[Genotype]] = {}
+        for neighbour in self.neighbours(genotype):
+            changed = next(kind for kind, cell in neighbour.cells if cell != genotype[kind])
+            by_kind.setdefault(changed, []).append(neighbour)
+        if not by_kind:
+            raise InvalidInput("A genotype without neighbours can't be mutated; the space has only one cell.")
+        return _one_of(_one_of(list(by_kind.values()), draws), draws)
+
+
+@dataclass(frozen=True)
+class DartsCells(CellSpace):
+    """The discrete cells of a :class:`Space`: each node keeps :meth:`Space.kept` edges, with one operation each.
+
+    Neighbours have another operation on one edge, or one edge from another source (White et al., UAI 2021, take one
+    operation or one edge, too). For DARTS' space these are 60 a kind of cell: 8 · 6 operations and 2 · (0 + 1 + 2 + 3)
+    sources.
+    """
+
+    space: Space = DARTS_SPACE
+
+    def random(self, draws: torch.Generator) -> Genotype:
+        """A genotype drawn uniformly; see :func:`random_genotype`.
+
+        Raises:
+            InvalidInput: the space has pools of its own on every edge.
+        """
+        return random_genotype(self.space, draws)
+
+    def neighbours(self, genotype: Genotype) -> tuple[Genotype, ...]:
+        """All genotypes at one change: kind by kind and edge by edge, other operations first, then other sources.
+
+        Raises:
+            InvalidInput: the genotype is not of this space.
+        """
+        self.check(genotype)
+        return tuple(
+            _with_edge(genotype, kind, edge, changed)
+            for kind, cell in genotype.cells
+            for edge in cell.edges
+            for changed in (*self._other_operations(edge), *self._other_sources(edge, cell))
+        )
+
+    def mutate(self, genotype: Genotype, draws: torch.Generator) -> Genotype:
+        """A mutation of Real et al. (AAAI 2019, Methods): a kind of cell, then an edge of it, then what changes there.
+
+        With equal chance the edge gets another operation (op mutation) or another source (hidden-state mutation). In
+        their space both edges of a node may have the same source; here they may not, so that a hidden-state mutation
+        draws among the edges that have another source to go to, and turns into an op mutation where none has.
+
+        Raises:
+            InvalidInput: the genotype is not of this space, or has no neighbours.
+        """
+        self.check(genotype)
+        possible: dict[str, list[list[tuple[Edge, tuple[Edge, ...]]]]] = {}
+        for kind, cell in genotype.cells:
+            both = (
+                [(edge, self._other_operations(edge)) for edge in cell.edges],
+                [(edge, self._other_sources(edge, cell)) for edge in cell.edges],
+            )
+            mutations = [[(edge, changes) for edge, changes in mutation if changes] for mutation in both]
+            if any(mutations):
+                possible[kind] = [mutation for mutation in mutations if mutation]
+        if not possible:
+            raise InvalidInput("A genotype without neighbours can't be mutated; the space has only one cell.")
+        kind = _one_of(list(possible), draws)
+        edge, changes = _one_of(_one_of(possible[kind], draws), draws)
+        return _with_edge(genotype, kind, edge, _one_of(changes, draws))
+
+    def check(self, genotype: Genotype) -> None:
+        """Raises :class:`InvalidInput` unless the genotype is of this space; the message names what is not."""
+        space = self.space
+        if set(genotype.kinds) != set(space.kinds):
+            raise InvalidInput(
+                f"The genotype has the cells {', '.join(genotype.kinds)}; the space has {', '.join(space.kinds)}."
+            )
+        for kind, cell in genotype.cells:
+            if (cell.nodes, cell.inputs) != (space.nodes, space.inputs):
+                raise InvalidInput(
+                    f"cells.{kind}: expected {space.inputs} inputs and {space.nodes} nodes, "
+                    f"got {cell.inputs} and {cell.nodes}."
+                )
+            for edge in cell.edges:
+                if edge.source not in space.sources(edge.target):
+                    raise InvalidInput(f"cells.{kind}: no edge of the space runs from {edge.source} to {edge.target}.")
+                if edge.operation not in space.candidates(edge.source, edge.target):
+                    raise InvalidInput(
+                        f"cells.{kind}: {edge.operation!r} is no candidate from {edge.source} to {edge.target}."
+                    )
+            for node in range(space.inputs, space.inputs + space.nodes):
+                sources = [edge.source for edge in cell.into(node)]
+                if len(sources) != space.kept(node) or len(set(sources)) != len(sources):
+                    raise InvalidInput(
+                        f"cells.{kind}: expected edges from {space.kept(node)} sources into node {node}, got {sources}."
+                    )
+
+    def _other_operations(self, edge: Edge) -> tuple[Edge, ...]:
+        """The edge with each other operation that may stand there."""
+        candidates = self.space.candidates(edge.source, edge.target)
+        return tuple(replace(edge, operation=name) for name in candidates if name not in (ZERO, edge.operation))
+
+    def _other_sources(self, edge: Edge, cell: CellGenotype) -> tuple[Edge, ...]:
+        """The edge from each source that has none into its node, where its operation may stand."""
+        taken = {other.source for other in cell.into(edge.target)}
+        return tuple(
+            replace(edge, source=source)
+            for source in self.space.sources(edge.target)
+            if source not in taken and edge.operation in self.space.candidates(source, edge.target)
+        )
+
+
+def _with_edge(genotype: Genotype, kind: str, old: Edge, new: Edge) -> Genotype:
+    """The genotype with another edge in place of one."""
+    cell = genotype[kind]
+    edges = tuple(new if edge == old else edge for edge in cell.edges)
+    changed = CellGenotype(edges, cell.nodes, cell.inputs, cell.output)
+    return Genotype({name: changed if name == kind else other for name, other in genotype.cells})
+
+
+_Choice = TypeVar("_Choice")
+
+
+def _one_of(choices: Sequence[_Choice], draws: torch.Generator) -> _Choice:
+    """One of them, drawn uniformly."""
+    import torch
+
+    return choices[int(torch.randint(len(choices), (1,), generator=draws))]
 
 
 _KEEPS_RESOLUTION = ("normal", *CELL_SECTIONS[::2])

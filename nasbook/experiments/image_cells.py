@@ -21,10 +21,12 @@ from nasbook.methods import (
     firefly_cells,
     growing,
     growing_search,
+    local_search,
     milenas,
     pc_darts,
     pr_darts,
     random_search,
+    regularized_evolution,
     stretchable,
 )
 from nasbook.networks import GROWING_SPACE, DerivedNetwork, channels_for
@@ -140,6 +142,36 @@ def random_search_config(scale: Scale) -> random_search.Config:
     )
 
 
+def regularized_evolution_config(scale: Scale) -> regularized_evolution.Config:
+    """Regularised evolution at a scale: DARTS' epochs in all, shared by about fifteen samples.
+
+    A third of them are the first population; a tournament draws a quarter of it, as in the paper, and at least two.
+    """
+    settings = _many_samples(scale)
+    population = max(1, settings["samples"] // 3)
+    tournament = min(population, max(2, population // 4))
+    return regularized_evolution.Config(**settings, population=population, tournament=tournament)
+
+
+def local_search_config(scale: Scale) -> local_search.Config:
+    """Local search at a scale: DARTS' epochs in all, shared by about fifteen samples.
+
+    It moves to the first better neighbour: a cell has more neighbours than there are samples.
+    """
+    return local_search.Config(**_many_samples(scale), move="first-better")
+
+
+def _many_samples(scale: Scale) -> dict[str, Any]:
+    epochs = max(1, scale.search_epochs // 15)
+    return {
+        "samples": max(2, scale.search_epochs // epochs),
+        "epochs": epochs,
+        "batch_size": scale.search_batch,
+        "channels": scale.search_channels,
+        "cells": scale.search_cells,
+    }
+
+
 def _search_settings(scale: Scale, epochs: int | None = None) -> dict[str, Any]:
     return {
         "epochs": epochs or scale.search_epochs,
@@ -195,6 +227,8 @@ SEARCH_CONFIGS: dict[str, Callable[[Scale], Any]] = {
     "growing": growing_config,
     "firefly-cells": firefly_cells_config,
     "random-search": random_search_config,
+    "regularized-evolution": regularized_evolution_config,
+    "local-search": local_search_config,
 }
 """How each method searches at a scale, by the method's name."""
 

@@ -26,11 +26,13 @@ from nasbook.methods import (
     growing,
     growing_recurrent,
     hill_climbing,
+    local_search,
     milenas,
     net2net,
     pc_darts,
     pr_darts,
     random_search,
+    regularized_evolution,
     splitting_descent,
     stretchable,
 )
@@ -48,6 +50,8 @@ METHODS: dict[str, ModuleType] = {
     "growing": growing,
     "firefly-cells": firefly_cells,
     "random-search": random_search,
+    "regularized-evolution": regularized_evolution,
+    "local-search": local_search,
 }
 """The modules of all methods on images by the names that the command line takes."""
 
@@ -107,11 +111,13 @@ __all__ = [
     "growing",
     "growing_recurrent",
     "hill_climbing",
+    "local_search",
     "milenas",
     "net2net",
     "pc_darts",
     "pr_darts",
     "random_search",
+    "regularized_evolution",
     "splitting_descent",
     "stretchable",
 ]

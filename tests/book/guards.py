@@ -361,10 +361,13 @@ BUILDS_ON: dict[str, set[str]] = {
     "splitting_descent": set(),
     "net2net": set(),
     "hill_climbing": set(),
+    "random_search": set(),
+    "regularized_evolution": set(),
+    "local_search": set(),
 }
 """Methods that may use another method, because their paper does."""
 
-SHARED_BY_METHODS = {"search", "growth", "growing_search"}
+SHARED_BY_METHODS = {"search", "growth", "growing_search", "sampled_search"}
 
 
 def import_direction(package: Path) -> list[str]:

@@ -31,6 +31,8 @@ def config_of(name, **changes):
     cycles = {"cycle_epochs": (1, 1), "grace_epochs": (0, 0), "morphisms": (0, 0), "candidates": (2, 1)}
     more = {
         "random-search": {"samples": 2},
+        "regularized-evolution": {"samples": 2, "population": 1, "tournament": 1},
+        "local-search": {"samples": 2},
         "pc-darts": {"partition": 2},
         "entrannas": none,
         "entrannas-dst": none,
