@@ -32,6 +32,7 @@ Differentiable and growing neural architecture search.
   draw GENOTYPE          draw a cell: nasbook draw DARTS_V2 --out darts-v2.png
                          or what grew: nasbook draw runs/firefly/result.json --out growth.png
   reproduce EXPERIMENT   measure a table or figure of the book: nasbook reproduce darts-random --seed 1
+  sweep                  many of them, on Ray: nasbook sweep --methods darts pc-darts --seeds 0-9
   records                show what was measured and what it says of the papers' claims
   list                   list methods, networks, data sets, operations, cells, experiments and scales
 

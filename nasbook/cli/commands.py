@@ -26,6 +26,7 @@ from nasbook.cli.options import (
 from nasbook.cli.runs import interrupted_if
 from nasbook.cli.segmentation import segment
 from nasbook.cli.sequences import search_sequences, train_recurrent_network
+from nasbook.cli.sweep import sweep
 from nasbook.errors import InvalidInput
 
 
@@ -171,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "count": count,
     "draw": _draw,
     "reproduce": _reproduce,
+    "sweep": sweep,
     "records": _records,
     "list": _list,
 }

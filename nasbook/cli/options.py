@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -288,6 +288,42 @@ class ReproduceOptions:
     """Go on from the checkpoints in --out."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """No progress bars."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep."""
+
+    methods: tuple[str, ...] = ()
+    """Methods that search; their cells are trained and tested. Names from `nasbook list`."""
+    experiments: tuple[str, ...] = ()
+    """Experiments of the book, beside the methods or in their place. Names from `nasbook list`."""
+    scales: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--scale",))] = ("quick",)
+    """quick, laptop, gpu or paper; one or more."""
+    seeds: tuple[str, ...] = ("0-2",)
+    """Seeds: numbers, and ranges such as 0-9."""
+    out: Path = Path("runs/sweep")
+    """Folder for records, checkpoints and sweep.json. All machines of a cluster must see it."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run what is missing in --out: what was interrupted, what failed, and what is named for the first time."""
+    data: str = ""
+    """Another source of the scale's data set, as `nasbook reproduce` takes it; empty for the scale's own."""
+    device: str = "auto"
+    """cpu or cuda; auto takes CUDA where a trial is given a share of a GPU, and without Ray where there is one."""
+    engine: Literal["auto", "ray", "in-turn"] = "auto"
+    """ray runs trials side by side, in-turn one after another in this process; auto takes Ray where it is installed."""
+    address: str = ""
+    """Address of a Ray cluster: auto on its head node, or HOST:PORT; empty for one on this machine."""
+    cpus: int | None = None
+    """CPUs of the cluster on this machine; None for all."""
+    cpus_per_trial: float = 1.0
+    """CPUs of each trial; it runs in so many threads, at least 1. Results depend on the number of threads."""
+    gpus_per_trial: float | None = None
+    """GPUs of each trial; at 0.25 four trials share one. None for 1 where this machine has CUDA, else 0."""
+    retries: int = 3
+    """How often a trial is begun again, from its checkpoint, after its worker died."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No progress table."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Workplace:
     """The images, once an experiment has asked for them."""
     used: DataSource | None = None
     """What an experiment has read that is no image; its provenance says so."""
+    on_report: Callable[[str, Resumable], None] | None = None
+    """Called after every epoch with the run and its name; the run's last report says how it went."""
 
     @property
     def data(self) -> ImageData:
@@ -55,8 +57,15 @@ class Workplace:
 
     def drive(self, run: Resumable, name: str) -> None:
         """Takes a run of this experiment to its end, going on from its checkpoint if there is one."""
-        checkpoint = None if self.folder is None else self.folder / f"{name}.pt"
-        drive(run, checkpoint=checkpoint, resume=True, label=f"{name} (seed {self.seed})", progress=self.progress)
+        watch = self.on_report
+        drive(
+            run,
+            checkpoint=None if self.folder is None else self.folder / f"{name}.pt",
+            resume=True,
+            label=f"{name} (seed {self.seed})",
+            progress=self.progress,
+            on_report=None if watch is None else lambda _: watch(name, run),
+        )
 
 
 @dataclass(frozen=True)
@@ -147,11 +156,44 @@ def reproduce(
         )
     if folder is not None:
         earlier_record(name, scale, folder)  # refused now rather than after the run
-    if scale.name == "quick":
-        torch.set_num_threads(1)  # results depend on how many threads share a sum
-    workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress)
-    measurement = measure(lambda: experiment.run(workplace), seed, lambda: workplace.used or workplace.loaded, device)
+    measurement = measure_experiment(
+        name, scale, seed, data=data, device=device, checkpoints=checkpoints, progress=progress
+    )
     if folder is not None and checkpoints is not None:
         save_measurement(name, scale, measurement, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)  # the record has what they led to
     return measurement
+
+
+def measure_experiment(
+    name: str,
+    scale: Scale,
+    seed: int,
+    *,
+    data: str | None = None,
+    device: torch.device | str = "cpu",
+    checkpoints: Path | None = None,
+    progress: bool = False,
+    on_report: Callable[[str, Resumable], None] | None = None,
+) -> Measurement:
+    """One measurement, which goes on from its checkpoints and leaves them there; no record is written.
+
+    Args:
+        name: from :func:`list_experiments`.
+        scale: with the experiment's own numbers, as :attr:`Experiment.scaled` adds them.
+        seed: of everything random.
+        data: another source of the scale's data set; None takes the scale's.
+        device: where to run.
+        checkpoints: this measurement's own folder; None keeps none.
+        progress: whether to draw progress bars.
+        on_report: called after every epoch with a run's name and the run.
+
+    Raises:
+        InvalidInput: unknown experiment.
+        DataError: the data can't be had.
+    """
+    experiment = get_experiment(name)
+    if scale.name == "quick":
+        torch.set_num_threads(1)  # results depend on how many threads share a sum
+    workplace = Workplace(scale, seed, data or scale.data, device, checkpoints, progress, on_report=on_report)
+    return measure(lambda: experiment.run(workplace), seed, lambda: workplace.used or workplace.loaded, device)
