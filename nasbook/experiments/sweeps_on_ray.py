@@ -113,6 +113,7 @@ def _run(ray: Any, cluster: Cluster, sweep: Sweep, statuses: Sequence[TrialStatu
     from ray.util.queue import Queue
 
     news = Queue(actor_options={"num_cpus": 0, "max_restarts": -1})
+    news.qsize()  # it has started: what the first trials say does not wait
     # Retried here and not by Ray, so that each attempt is counted and shown.
     task = ray.remote(max_retries=0, num_cpus=cluster.cpus_per_trial, num_gpus=cluster.gpus_per_trial)(_work)
     running: dict[Any, TrialStatus] = {}
