@@ -92,6 +92,7 @@ class DerivedCell(nn.Module):
         if genotype.inputs != 2:
             raise InvalidInput(f"A convolutional cell has 2 input nodes, this genotype has {genotype.inputs}.")
         self.genotype = genotype
+        self.placement = placement
         self.join = CELL_OUTPUTS[placement.output]
         self.preprocessing = placement.preprocessing(affine=True)
         self.operations = nn.ModuleList()

@@ -331,6 +331,7 @@ LAYERS = {
     "environment": 5,
     "experiments": 4,
     "methods": 3,
+    "tabular": 3,
     "supernets": 2,
     "growth": 2,
     "continual": 2,
