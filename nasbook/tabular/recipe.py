@@ -26,7 +26,7 @@ CHANNELS = 4
 CELLS = 2
 """L: both stand at a reduction, and take 8×8 pixels to 4×4 and 2×2."""
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 """Of the division of the images, initial weights and the order of the images."""
 
 RECIPE = FitConfig(epochs=24, batch_size=32, learning_rate=0.05, drop_path=0.0, cutout=0)
