@@ -22,7 +22,7 @@ from nasbook.experiments import (
     stretchable_cells,
     topology_checks,
 )
-from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard
+from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard, tally
 from nasbook.experiments.continual import (
     CONTINUAL_LEARNERS,
     PAPER_TABLE_2,
@@ -215,6 +215,7 @@ __all__ = [
     "stretchable_cells",
     "stretchable_config",
     "stretchable_scale",
+    "tally",
     "tasks_of",
     "topology_checks",
     "toy_trajectory",

@@ -6,6 +6,7 @@ A claim is *exact* (checked to the last digit or to rounding), a *cost* (a ratio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from nasbook.errors import unknown_name
 from nasbook.experiments.records import Record, load_records
 from nasbook.experiments.registry import Experiment, list_experiments
 from nasbook.experiments.scale import SCALES, get_scale
-from nasbook.experiments.verdicts import Verdict
+from nasbook.experiments.verdicts import Status, Verdict
 
 Kind = Literal["exact", "cost", "trend"]
 
@@ -320,6 +321,24 @@ def scoreboard(
             for row in _rows(claim, records):
                 lines.append(f"| {' | '.join(row[column] for column in columns)} |")
     return "\n".join(lines)
+
+
+def tally(records: Iterable[Record] | None = None) -> dict[str, dict[str, Counter[Status]]]:
+    """How many claims of each paper have which verdict: paper → scale → verdict → claims.
+
+    Exact claims don't depend on the scale and stand under ``exact``; all others are counted once at every scale, most
+    of them as not yet run at the larger ones.
+
+    Args:
+        records: what to judge from; None for the committed records.
+    """
+    records = load_records() if records is None else tuple(records)
+    counts: dict[str, dict[str, Counter[Status]]] = {}
+    for claim in CLAIMS:
+        own = counts.setdefault(claim.paper, {name: Counter() for name in ("exact", *SCALES)})
+        for scale in ("quick",) if claim.kind == "exact" else SCALES:
+            own["exact" if claim.kind == "exact" else scale][judge(claim.id, scale, records).status] += 1
+    return counts
 
 
 def _rows(claim: Claim, records: tuple[Record, ...]) -> Iterator[dict[str, str]]:

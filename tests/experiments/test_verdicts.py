@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from nasbook.experiments import (
     list_experiments,
     load_records,
     scoreboard,
+    tally,
 )
 from nasbook.experiments.differentiable_search import PUBLISHED_COUNTS
 from nasbook.experiments.verdicts import exact, mean_and_error, one_sided_p, trend
@@ -223,3 +226,15 @@ def test_columns_of_the_scoreboard():
         scoreboard(columns=("verdic",))
     with pytest.raises(InvalidInput, match=r"Unknown paper 'dart'. Did you mean 'darts'"):
         scoreboard("dart")
+
+
+def test_the_tally_counts_every_claim_once_at_each_scale():
+    counts = tally(())
+    assert sum(sum(own["exact"].values()) for own in counts.values()) == sum(c.kind == "exact" for c in CLAIMS)
+    for scale in ("quick", "laptop", "gpu", "paper"):
+        found = sum((own[scale] for own in counts.values()), Counter())
+        assert found == {"not yet run at this scale": sum(c.kind != "exact" for c in CLAIMS)}
+    committed = tally()
+    for paper, own in committed.items():
+        for claim in (c for c in CLAIMS if c.paper == paper and c.kind != "exact"):
+            assert own["quick"][judge(claim.id, "quick").status] > 0
