@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -59,7 +60,8 @@ def sweep(arguments: list[str]) -> None:
     if methods and not options.address:
         _require_images(plan)
     table = Table(sys.stderr, quiet=options.quiet)
-    with interrupted_if(plan.status_file.exists), table:
+    # Ray prints warnings of its own; standard output is for the results.
+    with interrupted_if(plan.status_file.exists), contextlib.redirect_stdout(sys.stderr), table:
         statuses = run_sweep(plan, engine, resume=options.resume, watch=table.show)
     for line in rows_of(statuses):
         print(line)
