@@ -36,7 +36,7 @@ import tyro
 from torch import nn
 
 from nasbook.analysis.recurrent import darts_parameters
-from nasbook.experiments.budgets import count_passes, paper_costs
+from nasbook.experiments.budgets import Cost, count_passes, paper_costs
 from nasbook.genotypes import DARTS_V2
 from nasbook.networks import RECURRENT_BACKBONES, VGG, DerivedNetwork, build_recurrent_cell
 from nasbook.training import FitConfig
@@ -151,6 +151,11 @@ def counted_tables() -> list[measure.Row]:
     """One row for each row of the papers' tables."""
     costs = [asdict(cost) for cost in paper_costs()]
     return [{"kind": "row", "network": cost.pop("kind"), **cost} for cost in costs]
+
+
+def cost_of(row: measure.Row) -> Cost:
+    """The row of a table as it was counted."""
+    return Cost(kind=row["network"], **{name: row[name] for name in row if name not in ("kind", "network")})
 
 
 RATES = {
