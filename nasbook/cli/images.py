@@ -52,9 +52,9 @@ def search_images(name: str, rest: list[str]) -> None:
     data = load_images_of(options)
     search = method.Search(options.config, data, Space(options.operations, options.nodes), options.seed)
     drive_run(search, options, f"search {name}")
+    result = search.result()  # of some methods evaluated by all processes together
     if not processes.is_first():
         return
-    result = search.result()
     write_found_cells(search, result, options.out)
     epochs = len(result.history)
     print(f"validation accuracy {result.validation_accuracy:.2%} after {epochs} epochs, {result.seconds:.0f} s")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nasbook import processes
 from nasbook.cli.genotypes import load_genotype
 from nasbook.cli.options import (
     SequenceRunOptions,
@@ -70,8 +71,11 @@ def search_sequences(name: str, rest: list[str]) -> None:
     search = method.Search(options.config, data, seed=options.seed)
     print(data)
     drive_run(search, options, f"search {name}")
-    write_found_cells(search, search.result(), options.out)
+    result = search.result()
     loss = search.evaluate(search.final_network())[0]
+    if not processes.is_first():
+        return
+    write_found_cells(search, result, options.out)
     last = search.history[-1]
     seconds = sum(report.seconds for report in search.history)
     print(
@@ -192,13 +196,14 @@ def _load(options: SequenceRunOptions[Any]) -> Any:
     from nasbook.environment import resolve_device
     from nasbook.seeding import seed_everything
 
-    device = resolve_device(options.device)
+    device = processes.device_of_run() or resolve_device(options.device)
     seed_everything(options.seed, threads=None)
     source = options.source
     if isinstance(source, TextOptions):
-        return load_text(
-            options.data, window=source.window, lines=source.lines, most_words=source.most_words, device=device
-        )
+        with processes.first_ahead():  # it may have to download
+            return load_text(
+                options.data, window=source.window, lines=source.lines, most_words=source.most_words, device=device
+            )
     if source.returns and options.data in SERIES:
         raise Usage(f"--returns is for a .csv file; what {options.data} has is known.")
     try:

@@ -64,6 +64,7 @@ class Search(GrowingSearch[SearchNetwork]):
         self.config = config
         self.data = data
         self.space = space
+        self.normalize_by = config.normalize_by
         shares = {"train": config.train_share, "validation": 1 - config.train_share}
         self.loaders = image_loaders(data, shares, config.batch_size, seed)
         device = data.train_images.device
@@ -99,4 +100,4 @@ class Search(GrowingSearch[SearchNetwork]):
         return evaluate(network, loader.images, loader.labels, self.data)
 
     def header(self) -> dict[str, Any]:
-        return search_header(self.method, self.space, self.config, self.data, self.seed)
+        return {**search_header(self.method, self.space, self.config, self.data, self.seed), **self.parts_header()}

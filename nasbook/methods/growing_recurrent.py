@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from nasbook import processes
 from nasbook.data import SequenceData, SequenceLoader
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import Space
@@ -57,7 +58,7 @@ class Config(GrowthPlan):
     layers: int = 1
     """Stacked cells."""
     batch_size: int = 50
-    """Examples a step, of each part."""
+    """Examples a step, of each part, over all processes."""
     learning_rate: float = 1e-3
     """Of Adam on the weights."""
     architecture_learning_rate: float = 3e-4
@@ -107,7 +108,7 @@ class Search(GrowingSearch[RecurrentSearchNetwork]):
         seed: of initial parameters, the order of examples, and changes.
 
     Raises:
-        InvalidInput: the space is not of the backbone's form.
+        InvalidInput: the space is not of the backbone's form, or several processes can't share the batches.
     """
 
     method: ClassVar[str] = "growing-recurrent"
@@ -122,7 +123,13 @@ class Search(GrowingSearch[RecurrentSearchNetwork]):
             raise InvalidInput(f"A recurrent cell has 1 input node, this space has {self.space.inputs}.")
         parts = {part: data.examples(part) for part in ("train", "validation")}
         self.loaders = tuple(
-            SequenceLoader(inputs, targets, min(config.batch_size, len(inputs)), seed=fold_seed(seed, part))
+            SequenceLoader(
+                inputs,
+                targets,
+                min(config.batch_size, len(inputs)),
+                seed=fold_seed(seed, part),
+                part=(processes.rank(), processes.count()),
+            )
             for part, (inputs, targets) in parts.items()
         )
         device = parts["train"][0].device

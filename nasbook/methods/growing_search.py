@@ -37,7 +37,6 @@ from typing import Any, ClassVar, Generic, Literal
 import torch
 from torch import Tensor
 
-from nasbook import processes
 from nasbook.analysis import count_parameters
 from nasbook.errors import InvalidInput, require_positive, unknown_name
 from nasbook.genotypes import Space
@@ -59,6 +58,7 @@ from nasbook.training import (
     Batch,
     BilevelUpdate,
     EpochReport,
+    NormalizeBy,
     Run,
     optimizer_form,
 )
@@ -172,6 +172,10 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
 
     A subclass says what the network, the update and the data are.
 
+    Within :func:`nasbook.processes.joined` several processes make each step together, and change the cell alike: what
+    decides is the same to the bit in all of them, and so are the seeds of what is drawn. Matrices of splitting are not
+    shared out: each process computes them whole.
+
     Args:
         plan: how the cell grows; the configuration of the search.
         spaces: for every kind of cell the space that it begins with.
@@ -180,8 +184,8 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         device: of the data.
 
     Raises:
-        InvalidInput: several processes share the run, or the cells can't grow: the candidates lack what a new node
-            needs to repeat the last one, or δ is too large for so many.
+        InvalidInput: the cells can't grow: the candidates lack what a new node needs to repeat the last one, or δ is
+            too large for so many.
     """
 
     method: ClassVar[str]
@@ -189,23 +193,23 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
     measurements: ClassVar[tuple[str, ...]] = ("train_loss", "train_accuracy", "architecture_loss")
     evaluates_as_deep: ClassVar[bool] = False
     """Whether the found cells are meant for a network of as many cells as the search had."""
+    normalize_by: NormalizeBy = "batch"
+    """What batch norms normalise by where several processes search."""
     network: Supernet
 
     def __init__(
         self, plan: GrowthPlan, spaces: dict[str, Space], steps: int, seed: int, device: torch.device
     ) -> None:
-        if processes.count() > 1:
-            raise InvalidInput("A cell grows in one process; start the search without torchrun.")
         self.plan = plan
         self.candidates = next(iter(spaces.values())).operations
         with torch.random.fork_rng(devices=[]):  # the caller's generator is left where it was
             torch.default_generator.manual_seed(fold_seed(seed, "initial parameters"))
-            self.network = self.build_network(spaces).to(device)
+            network = self.build_network(spaces).to(device)
         if plan.stages > 1:
-            for kind in self.network.spaces:  # what can't grow is refused now, not after a stage
-                morphism_weights(node_morphism(self.network, kind, self.candidates), plan.delta, torch.Generator())
+            for kind in network.spaces:  # what can't grow is refused now, not after a stage
+                morphism_weights(node_morphism(network, kind, self.candidates), plan.delta, torch.Generator())
         super().__init__(plan.most_epochs, steps, seed, device)
-        self.update = self.build_update()
+        self._take(network)
         self.events: list[CellEvent] = []
         self.stage = 0
         self.tuning = False
@@ -228,7 +232,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
 
     @abstractmethod
     def batches(self, index: int) -> tuple[Batch, Batch]:
-        """The training and the validation batch of a step."""
+        """The training and the validation batch of a step; of several processes, this one's part of both."""
 
     @abstractmethod
     def measure_accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -236,10 +240,10 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
 
     @abstractmethod
     def evaluate(self, network: Supernet) -> tuple[float, float]:
-        """Loss and accuracy on validation data."""
+        """Loss and accuracy on validation data; of several processes, each must call this and gets the same."""
 
     def validation_batches(self) -> list[Batch]:
-        """Batches over which splitting matrices are averaged."""
+        """Batches over which splitting matrices are averaged: whole ones, in every process."""
         raise InvalidInput("The operations of these cells can't be split.")
 
     # --- epochs and stages ---
@@ -399,8 +403,7 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         """Goes on with a changed network; its optimisers keep what they know of all that stays."""
         before, update = self.network, self.update
         loss_before = self.evaluate(before)[0] if loss is None else loss
-        self.network = network
-        self.update = self.build_update()
+        self._take(network)
         carry_states(before, update.weight_optimizer, network, self.update.weight_optimizer)
         carry_states(before, update.architecture_optimizer, network, self.update.architecture_optimizer)
         self.events.append(
@@ -442,7 +445,13 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
     def _rebuild(self, spaces: dict[str, Any]) -> None:
         """A fresh network and update for spaces as :func:`spaces_state` has them."""
         with torch.random.fork_rng(devices=[]):
-            self.network = self.build_network(spaces_from_state(spaces)).to(self.device)
+            network = self.build_network(spaces_from_state(spaces)).to(self.device)
+        self._take(network)
+
+    def _take(self, network: Supernet) -> None:
+        """Goes on with a network, and with a fresh update of it."""
+        self.network = network
+        self.share_norms(self.normalize_by)  # of the new network: before its update, which holds the norms
         self.update = self.build_update()
 
     # --- the answer ---
@@ -456,7 +465,10 @@ class GrowingSearch(Run, ABC, Generic[Supernet]):
         return prune(self.network, self.build_network, keep=keep, generator=self._draws("prune"))
 
     def result(self) -> SearchResult:
-        """The cells as they are now, pruned, and the history; the accuracy is the pruned supernet's on validation."""
+        """The cells as they are now, pruned, and the history; the accuracy is the pruned supernet's on validation.
+
+        Several processes divide the validation data; each must call this.
+        """
         network = self.final_network()
         return SearchResult(remaining_cells(network), tuple(self.history), self.evaluate(network)[1])
 

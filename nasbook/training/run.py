@@ -250,7 +250,9 @@ class Run(Resumable):
             self._asked_to_stop = False  # here, so that a stop() just before the first step counts
 
     def share_norms(self, normalize_by: NormalizeBy) -> None:
-        """Prepares the network's batch norms for several processes; the subclass calls it once, before its optimisers.
+        """Prepares the network's batch norms for several processes.
+
+        The subclass calls it before it builds the optimisers, once for every network that it takes.
 
         Args:
             normalize_by: ``batch`` has all processes share the moments; with ``part`` each has those of its own part.

@@ -44,7 +44,8 @@ def evaluate_sequences(
 ) -> tuple[float, float]:
     """Mean loss and accuracy over all examples of a part, in evaluation mode; modes are put back.
 
-    Each example starts from a zero state, as in training.
+    Each example starts from a zero state, as in training. Several processes divide the examples and all return the same
+    numbers; each must call this.
 
     Raises:
         InvalidInput: there is no such part, or it has no example.
@@ -54,13 +55,18 @@ def evaluate_sequences(
     inputs, targets = data.examples(part)
     if not len(inputs):
         raise InvalidInput(f"The {part} part of {data.name} has no example to evaluate on.")
+    whole = len(inputs)
+    inputs, targets = (tensor.tensor_split(processes.count())[processes.rank()] for tensor in (inputs, targets))
     loss = correct = 0.0
     with evaluating(network):
         for some, wanted in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+            if not len(some):  # more processes than examples
+                continue
             outputs = network(some)
-            share = len(some) / len(inputs)
+            share = len(some) / whole
             loss += share * float(sequence_loss(outputs, wanted))
             correct += share * float(sequence_accuracy(outputs, wanted))
+    loss, correct = processes.total([torch.tensor([loss, correct], dtype=torch.float64)])[0].tolist()
     return loss, correct
 
 

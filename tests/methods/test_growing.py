@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import differences, draw, run_to_end, stop_after
 
-from nasbook import processes
 from nasbook.data import load_images, load_series
 from nasbook.errors import CheckpointError, InvalidInput, TrainingDiverged
 from nasbook.genotypes import DARTS_SPACE, Space
@@ -285,13 +284,6 @@ def test_an_interrupt_inside_a_change_leaves_nothing_to_go_on_from(where, series
     for go_on in (lambda: next(search.epochs()), search.state_dict):
         with pytest.raises(CheckpointError, match="interrupted inside a step"):
             go_on()
-
-
-def test_one_process_only(series, images, monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    for build in (lambda: series_search(series), lambda: image_search(images)):
-        with pytest.raises(InvalidInput, match=r"^A cell grows in one process; start the search without torchrun\.$"):
-            build()
 
 
 PLAN_MISTAKES = [

@@ -14,11 +14,22 @@ import torch
 from torch import nn
 
 from nasbook import processes
-from nasbook.data import loaders
+from nasbook.data import SeriesData, load_series, load_text, loaders
 from nasbook.genotypes import Space
-from nasbook.methods import darts, entrannas, entrannas_dst, milenas, pr_darts, stretchable
-from nasbook.networks import DerivedNetwork
-from nasbook.training import Fit, FitConfig, drive, evaluate
+from nasbook.methods import (
+    darts,
+    entrannas,
+    entrannas_dst,
+    growing,
+    growing_recurrent,
+    milenas,
+    pc_darts,
+    pr_darts,
+    stretchable,
+)
+from nasbook.networks import DerivedNetwork, TorchRecurrentNetwork
+from nasbook.supernets import OperatorRules
+from nasbook.training import Fit, FitConfig, drive, evaluate, evaluate_sequences
 
 specification = importlib.util.spec_from_file_location("tiny_runs", Path(__file__).with_name("tiny_runs.py"))
 assert specification and specification.loader
@@ -27,9 +38,16 @@ specification.loader.exec_module(tiny)
 
 DATA = tiny.tiny_data()
 FORMS = ("first-order", "second-order", "finite-difference")
-KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "entrannas-dst", "fit")
+GROWN = ("growing, convolutional", "growing-recurrent, series", "growing-recurrent, text")
+KINDS = (
+    *FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "pc-darts", "entrannas", "entrannas-dst", "fit",
+    *GROWN,
+)
 POOLS = Space(("skip_connect", pr_darts.INITIAL_SPACE.operations[-1]), nodes=1)
 SPACE = Space(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1)  # each batch norm costs two messages a pass
+GROWING_SPACE = Space(("none", "skip_connect", "sep_conv_3x3"), nodes=1)
+SPLITTING = OperatorRules(strategy="splitting", most_candidates=6)
+COPYING = OperatorRules(strategy="small-weight", grow_above=0.2, most_candidates=6, exchange="replace")
 
 
 def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
@@ -41,12 +59,15 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
             network = DerivedNetwork(tiny.random_cell(), 2, 3, DATA.classes, in_channels=1).double()
         settings = {"epochs": 2, "batch_size": 32, "drop_path": 0.6, "cutout": 3, "label_smoothing": 0.1, **changes}
         run: Any = Fit(network, DATA, FitConfig(**settings), seed=seed)
+    elif kind.startswith("growing"):
+        run = make_growing_run(kind, form, seed, **changes)
     else:
         settings = {"epochs": 2, "batch_size": 16, "channels": 2, "cells": 3, "architecture_learning_rate": 0.1}
         more: dict[str, Any]
         method, more = {
             "milenas": (milenas, {"order": form}),
             "stretchable": (stretchable, {"train_share": 1 / 3, "topology_share": 1 / 3}),
+            "pc-darts": (pc_darts, {"order": "first-order", "channels": 4, "partition": 2, "frozen_share": 0.0}),
             "entrannas": (entrannas, {"bottleneck": 1, "recompute_cells": 1}),
             "entrannas-dst": (entrannas_dst, {"channels": 4, "bottleneck": 2, "temperature": 0.05}),
             "pr-darts": (pr_darts, {"cycle_epochs": (1, 1), "grace_epochs": (0, 0), "morphisms": (2, 0),
@@ -64,18 +85,57 @@ def make_run(kind: str, seed: int = 0, **changes: Any) -> Any:
     return run
 
 
+def make_growing_run(kind: str, form: str, seed: int, **changes: Any) -> Any:
+    """A search in double precision whose cell gets a second node, of two or three steps an epoch.
+
+    The series' operations are split, those on text are copied and replaced.
+    """
+    method = {"growing": growing, "growing-recurrent": growing_recurrent}[kind]
+
+    class Search(method.Search):  # type: ignore[name-defined]
+        def build_network(self, spaces: dict[str, Space]) -> nn.Module:
+            return super().build_network(spaces).double()
+
+    changes.pop("epochs", None)  # as many as the plan has
+    settings: dict[str, Any] = {"stages": 2, "stage_epochs": 1, "tune_epochs": 1, "architecture_learning_rate": 0.1}
+    if method is growing:
+        settings |= {"batch_size": 16, "channels": 2, "cells": 3, **changes}
+        return Search(method.Config(**settings), DATA, GROWING_SPACE, seed)
+    data: Any
+    if form == "series":
+        data = load_series("simulated-brics", window=3).take(20, 13, 5)
+        settings |= {"mode": "prune-at-end", "stage_epochs": 4, "patience": 1, "order": "second-order",
+                     "operators": SPLITTING}
+    else:
+        data = load_text("grammar", window=4).take(20, 13, 5)
+        settings |= {"stage_epochs": 2, "backbone": "darts", "layers": 2, "operators": COPYING}
+    settings |= {"nodes": 1, "hidden": 2, "batch_size": 10, "learning_rate": 0.05, **changes}
+    return Search(method.Config(**settings), data, seed=seed)
+
+
 def in_double() -> None:
     """Batches in double precision, so that only rounding in the 16th digit differs."""
-    single = loaders._normalized
+    single, examples = loaders._normalized, SeriesData.examples
     loaders._normalized = lambda *arguments: single(*arguments).double()
+    SeriesData.examples = lambda *arguments: tuple(part.double() for part in examples(*arguments))
+
+
+def ending(run: Any) -> dict[str, Any]:
+    """What a run has come to; the validation losses by which a cell grew stand apart from its networks."""
+    state = tiny.ending(run)
+    if "measured" in state:
+        state["measured"] = state["measured"].nan_to_num(-1)  # tuning has no architecture loss
+    kept = [name for name in ("best", "best_of_phase") if state.get(name)]
+    return {**state, **({"losses": [state[name].pop("loss") for name in kept]} if kept else {})}
 
 
 def run_to_end(kind: str, epochs: int = 1, **changes: Any) -> dict[str, Any]:
     in_double()
     torch.manual_seed(processes.rank())  # the process' own random state must not matter
     run = make_run(kind, epochs=epochs, **changes)
-    assert len(list(run.epochs())) == run.total_epochs
-    return tiny.ending(run)
+    made = len(list(run.epochs()))
+    assert run.finished if kind.startswith("growing") else made == run.total_epochs
+    return ending(run)
 
 
 # --- stopped, killed, resumed -----------------------------------------------------------------------------------------
@@ -97,7 +157,7 @@ def driven(kind: str, checkpoint: str, sabotage: Callable[[Any, int], None] | No
         drive(run, checkpoint=checkpoint, resume=True, progress=False)
     except KeyboardInterrupt:
         return "interrupted", run.epoch, run.step
-    return tiny.ending(run)
+    return ending(run)
 
 
 def interrupt_second(_: Any, index: int) -> None:
@@ -134,6 +194,12 @@ def evaluated(images: int) -> tuple[float, float]:
     torch.manual_seed(0)
     network = DerivedNetwork(tiny.random_cell(), 2, 3, DATA.classes, in_channels=1)
     return evaluate(network, DATA.train_images[:images], DATA.train_labels[:images], DATA, batch_size=7)
+
+
+def evaluated_text(examples: int) -> tuple[float, float]:
+    torch.manual_seed(0)
+    text = load_text("grammar", window=4).take(validation=examples)
+    return evaluate_sequences(TorchRecurrentNetwork("gru", text, 3), text, batch_size=7)
 
 
 def with_own_seeds(kind: str) -> None:
@@ -205,11 +271,25 @@ CASES: dict[str, tuple[int, Callable[[], Any]]] = {
             ("after the kill, alone", 1, "killed.pt", None),
         )
     },
+    **{
+        f"growing, {name}": (n, partial(driven, "growing, convolutional", f"growing {checkpoint}", sabotage, **changes))
+        for name, n, checkpoint, sabotage, changes in (
+            ("interrupted", 2, "interrupted.pt", interrupt_second, {}),
+            ("after the interrupt", 2, "interrupted.pt", None, {}),
+            ("killed", 2, "killed.pt", kill_second, {}),
+            ("after the kill, alone", 1, "killed.pt", None, {}),
+            ("by parts", 2, "parts.pt", None, {"normalize_by": "part"}),
+            ("parts, alone", 1, "parts.pt", None, {"normalize_by": "part"}),
+        )
+    },
+    "growing, odd batch": (2, partial(make_run, "growing, convolutional", batch_size=15)),
+    "growing-recurrent, odd batch": (2, partial(make_run, "growing-recurrent, text", batch_size=15)),
     "parts, interrupted": (2, partial(driven, "fit", "parts.pt", interrupt_second, normalize_by="part")),
     "parts, alone": (1, partial(driven, "fit", "parts.pt", normalize_by="part")),
     "parts, resumed": (2, partial(driven, "fit", "parts.pt", normalize_by="part")),
     "diverged": (2, partial(driven, "fit", "diverged.pt", spoil_second, normalize_by="part")),
     **{f"evaluated, {images}, {n}": (n, partial(evaluated, images)) for images in (41, 1) for n in (1, 2, 3)},
+    **{f"evaluated, text, {size}, {n}": (n, partial(evaluated_text, size)) for size in (41, 1) for n in (1, 2, 3)},
     "other seeds": (2, partial(with_own_seeds, "first-order")),
     "other weights": (2, with_own_weights),
     "odd batch": (2, partial(make_run, "fit", batch_size=33)),

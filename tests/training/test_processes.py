@@ -9,10 +9,15 @@ import torch
 
 from nasbook import processes
 from nasbook.errors import InvalidInput
+from nasbook.methods import METHODS, SEQUENCE_METHODS
 
 HERE = Path(__file__).parent
 FORMS = ("first-order", "second-order", "finite-difference")
-KINDS = (*FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "entrannas", "entrannas-dst", "fit")
+GROWN = ("growing, convolutional", "growing-recurrent, series", "growing-recurrent, text")
+KINDS = (
+    *FORMS, *(f"milenas, {form}" for form in FORMS), "stretchable", "pc-darts", "entrannas", "entrannas-dst", "fit",
+    *GROWN,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +62,13 @@ def furthest(got, expected, where="state"):
 
 SINGLE = 2e-6
 """What single precision leaves of measurements and evaluations, which are kept in it."""
+EVALUATED = ("history", "measured", "events", "losses")
 
 
 def compare(got, expected):
     """Two endings: the same up to rounding in double precision, and reports up to that in single precision."""
     for part in expected:
-        allowed = SINGLE if part in ("history", "measured") else 1e-10
+        allowed = SINGLE if part in EVALUATED else 1e-10
         difference, where = furthest(got[part], expected[part], part)
         assert difference < allowed, where
 
@@ -72,9 +78,62 @@ def test_two_processes_make_the_steps_of_one(found, kind, same):
     [alone], [first, second] = values(found, f"{kind}, 1"), values(found, f"{kind}, 2")
     same(second, first)  # replicas, to the bit
     compare(first, alone)
+    if kind in GROWN:
+        return  # what happened in their stages is below
     assert (alone["epoch"], len(alone["history"])) == (1, 1)
     moved = first["network"]["classifier.weight"]
     assert moved.dtype == torch.float64 and moved.abs().max() > 0.01
+
+
+NO_GRADIENT = {"random-search", "regularized-evolution", "local-search"}
+"""They train what they draw, sample by sample; one of them is below."""
+ALONE = {"firefly-cells"}
+"""They run in one process, and say so."""
+
+
+def test_every_differentiable_method_is_compared():
+    compared = {"darts" if kind in FORMS else kind.split(",")[0] for kind in KINDS} - {"fit"} | {"pr-darts"}
+    assert compared == {*METHODS, *SEQUENCE_METHODS} - NO_GRADIENT - ALONE
+
+
+CHANGES = {
+    "growing, convolutional": ["prune", "node", "prune"],
+    "growing-recurrent, series": ["split", "node", "split", "stop", "prune"],
+    "growing-recurrent, text": ["operations", "prune", "node", "operations", "prune"],
+}
+
+
+@pytest.mark.parametrize("kind", GROWN)
+def test_cells_grow_alike_in_two_processes(found, kind):
+    """The same changes after the same epochs; that the networks are the same, the comparison above says."""
+    [alone], [first, _] = values(found, f"{kind}, 1"), values(found, f"{kind}, 2")
+    for state in (alone, first):
+        assert [event["what"] for event in state["events"]] == CHANGES[kind]
+        for event in state["events"]:
+            assert bool(event["operations"]) == (event["what"] in ("split", "operations"))
+    changes = [[(event["epoch"], event["stage"], event["operations"]) for event in s["events"]] for s in (first, alone)]
+    assert furthest(*changes)[0] < 1e-10
+    assert all(value.dtype == torch.float64 for name, value in first["now"]["network"].items() if "weight" in name)
+
+
+def test_a_growing_search_goes_on_in_two_processes_to_the_same_bits(found, same):
+    """After the first pruning: from a checkpoint of a cell that is no longer the one at the start."""
+    assert values(found, "growing, interrupted") == [("interrupted", 1, 2)] * 2
+    undisturbed = values(found, "growing, convolutional, 2")[0]
+    for resumed in values(found, "growing, after the interrupt"):
+        same(resumed, undisturbed)
+    assert found["growing, killed"][1].signal == signal.SIGKILL
+    [alone] = values(found, "growing, after the kill, alone")
+    compare(alone, undisturbed)
+
+
+def test_a_growing_search_by_parts_is_another_with_equal_replicas(found, same):
+    first, second = values(found, "growing, by parts")
+    same(second, first)
+    got, expected = (state["history"][0]["coefficients"] for state in (first, values(found, GROWN[0] + ", 2")[0]))
+    assert furthest(got, expected)[0] > 1e-4
+    [(kind, message)] = errors(found, "growing, parts, alone")
+    assert kind == "CheckpointError" and "its parts is 2, this run's is None" in message
 
 
 def test_pools_change_alike_in_two_processes(found, same):
@@ -154,14 +213,14 @@ def test_divergence_in_one_process_raises_in_all(found):
         assert message.startswith("The train loss became nan at epoch 2, step 2 of 3.")
 
 
-@pytest.mark.parametrize("images", [41, 1])
-def test_an_evaluation_is_divided(found, images):
-    [(loss, correct)] = values(found, f"evaluated, {images}, 1")
+@pytest.mark.parametrize("what", ["41", "1", "text, 41", "text, 1"])  # with 1, there are more processes than examples
+def test_an_evaluation_is_divided(found, what):
+    [(loss, correct)] = values(found, f"evaluated, {what}, 1")
     for count in (2, 3):
-        results = values(found, f"evaluated, {images}, {count}")
+        results = values(found, f"evaluated, {what}, {count}")
         assert len(set(results)) == 1
         assert results[0][0] == pytest.approx(loss, rel=1e-6)
-        assert results[0][1] == correct
+        assert results[0][1] == pytest.approx(correct, rel=1e-6)
 
 
 @pytest.mark.parametrize("what", ["other seeds", "other weights"])
@@ -176,6 +235,12 @@ def test_processes_that_are_not_alike_are_refused(found, what):
 def test_what_can_not_be_shared(found):
     assert errors(found, "odd batch") == [
         ("InvalidInput", "A batch of 33 images can't be divided equally among 2 processes. "
+                         "Make batch_size a multiple of 2.")] * 2
+    assert errors(found, "growing, odd batch") == [
+        ("InvalidInput", "A batch of 15 images can't be divided equally among 2 processes. "
+                         "Make batch_size a multiple of 2.")] * 2
+    assert errors(found, "growing-recurrent, odd batch") == [
+        ("InvalidInput", "A batch of 15 examples can't be divided equally among 2 processes. "
                          "Make batch_size a multiple of 2.")] * 2
     assert errors(found, "compiled") == [
         ("InvalidInput", "A compiled step knows of no other processes: leave compile out, or run in one process.")] * 2
