@@ -32,10 +32,21 @@ from nasbook.analysis.segmentation import (
     mean_iou,
     pixel_accuracy,
 )
+from nasbook.analysis.significance import (
+    Interval,
+    PairedTest,
+    holm,
+    mean_interval,
+    paired_test,
+    pareto_front,
+    smallest_detectable,
+)
 
 __all__ = [
     "GATES",
     "IGNORED",
+    "Interval",
+    "PairedTest",
     "average_accuracy",
     "backward_transfer",
     "cell_depth",
@@ -48,16 +59,21 @@ __all__ = [
     "forgetting",
     "gated_parameters",
     "growing_complexity",
+    "holm",
     "intersection_over_union",
     "kendall_tau",
     "largest_batch",
     "mean_depth",
+    "mean_interval",
     "mean_iou",
     "node_depths",
     "operation_counts",
+    "paired_test",
+    "pareto_front",
     "peak_memory",
     "pixel_accuracy",
     "saved_activation_bytes",
     "skip_count",
+    "smallest_detectable",
     "two_to_one_parameters",
 ]

@@ -9,6 +9,7 @@ from nasbook.experiments import (
     entrannas_costs,
     firefly_cells,
     firefly_checks,
+    ground_truth,
     growing_cells,
     growing_cells_checks,
     growing_networks,
@@ -39,6 +40,19 @@ from nasbook.experiments.differentiable_search import (
     toy_trajectory,
 )
 from nasbook.experiments.firefly_cells import CELL_ROWS, PAPER_TABLE_1
+from nasbook.experiments.ground_truth import (
+    CANNOT,
+    LOOK_UPS,
+    QUERIES,
+    RANKED_CELLS,
+    SEARCHES,
+    TruthRow,
+    final_regrets,
+    incumbent_regrets,
+    queries_of,
+    ranked_cells,
+    truth_rows,
+)
 from nasbook.experiments.growing_networks import from_scratch, growth_config, starting_network
 from nasbook.experiments.image_cells import (
     SEARCH_CONFIGS,
@@ -114,6 +128,7 @@ from nasbook.experiments.sweeps_on_ray import RAY_MISSING, Cluster, ray_is_insta
 from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
+    "CANNOT",
     "CELL_ROWS",
     "CLAIMS",
     "CONTINUAL_LEARNERS",
@@ -121,12 +136,16 @@ __all__ = [
     "ENTRANNAS_SCALES",
     "GROWING_SCALES",
     "GROWTH_SCALES",
+    "LOOK_UPS",
     "METHOD_PREFIX",
     "PAPER_TABLE_1",
     "PAPER_TABLE_2",
     "POOL_SCALES",
+    "QUERIES",
+    "RANKED_CELLS",
     "RAY_MISSING",
     "SCALES",
+    "SEARCHES",
     "SEARCH_CONFIGS",
     "STRETCHABLE_SCALES",
     "Claim",
@@ -151,6 +170,7 @@ __all__ = [
     "Trial",
     "TrialStatus",
     "TrialsFailed",
+    "TruthRow",
     "Verdict",
     "Workplace",
     "autograd_hypergradient",
@@ -168,6 +188,7 @@ __all__ = [
     "entrannas_costs",
     "entrannas_dst_config",
     "entrannas_scale",
+    "final_regrets",
     "find_record",
     "firefly_cells",
     "firefly_checks",
@@ -176,6 +197,7 @@ __all__ = [
     "get_claim",
     "get_experiment",
     "get_scale",
+    "ground_truth",
     "growing_cells",
     "growing_cells_checks",
     "growing_networks",
@@ -186,6 +208,7 @@ __all__ = [
     "growth_costs",
     "growth_scale",
     "hypergradient_problem",
+    "incumbent_regrets",
     "judge",
     "list_experiments",
     "load_records",
@@ -198,6 +221,8 @@ __all__ = [
     "pr_darts_space",
     "prune_and_replace",
     "prune_and_replace_checks",
+    "queries_of",
+    "ranked_cells",
     "ray_is_installed",
     "read_record",
     "records_folder",
@@ -221,4 +246,5 @@ __all__ = [
     "toy_trajectory",
     "train_derived",
     "trajectory_reports",
+    "truth_rows",
 ]

@@ -147,6 +147,7 @@ class SearchNetwork(nn.Module):
         self.classifier = nn.Linear(placements[-1].output_channels(space.nodes), classes)
         self.relaxations = nn.ModuleDict({kind: relaxation(own) for kind, own in self.spaces.items()})
         self._child: Literal["", "derived", "weighted"] = ""
+        self._chosen: Genotype | None = None
 
     def build_cell(self, placement: CellPlacement) -> SearchCell:
         """The cell that stands at one place of the stack. Methods with cells of their own override it."""
@@ -177,18 +178,31 @@ class SearchNetwork(nn.Module):
         return Genotype({kind: _relaxation(module).derive() for kind, module in self.relaxations.items()})
 
     @contextmanager
-    def child(self, *, weighted: bool = False) -> Iterator[None]:
+    def child(self, genotype: Genotype | None = None, *, weighted: bool = False) -> Iterator[None]:
         """Within the block every cell runs the derived architecture only: the child-net of EnTranNAS' Table 1.
 
         It has the supernet's weights and batch-norm statistics. Its operations count once each, as in the derived
         network; ``weighted`` gives those of Engine-cells their coefficients.
+
+        Args:
+            genotype: run these cells, of the supernet's space, in place of the derived ones: how a supernet ranks cells
+                that it would not choose (Chapter 8).
+            weighted: whether the operations of Engine-cells have their coefficients.
+
+        Raises:
+            InvalidInput: the genotype lacks a kind of cell that stands in the supernet.
         """
-        before = self._child
-        self._child = "weighted" if weighted else "derived"
+        if genotype is not None and not set(self.kinds) <= set(genotype.kinds):
+            raise InvalidInput(
+                f"The supernet has cells of the kinds {', '.join(dict.fromkeys(self.kinds))}; "
+                f"the genotype has {', '.join(genotype.kinds)}."
+            )
+        before = self._child, self._chosen
+        self._child, self._chosen = "weighted" if weighted else "derived", genotype
         try:
             yield
         finally:
-            self._child = before
+            self._child, self._chosen = before
 
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         coefficients = self.coefficients()  # once a pass: all cells of a kind share them
@@ -196,7 +210,9 @@ class SearchNetwork(nn.Module):
         derived: dict[str, CellGenotype] = {}
         for (_, follows), kind in zip(roles, self.kinds, strict=True):
             if follows and kind not in derived:  # deriving waits for the device: only where a cell needs it
-                derived[kind] = _relaxation(self.relaxations[kind]).derive()
+                derived[kind] = (
+                    _relaxation(self.relaxations[kind]).derive() if self._chosen is None else self._chosen[kind]
+                )
         if self.engine == "fused":
             images = in_fast_layout(images)
         older, newer = self.stem(images)

@@ -1,0 +1,413 @@
+"""Chapter 8: every method that can search the tabular benchmark's space, judged by what its cells are worth there.
+
+A measurement has rows of the table, and no accuracies: what a row is worth, the table says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from nasbook.analysis import kendall_tau
+from nasbook.data import ImageData
+from nasbook.experiments.records import DataSource, Record
+from nasbook.experiments.registry import Experiment, Workplace, register
+from nasbook.experiments.scale import SCALES, entrannas_scale
+from nasbook.genotypes import Edge, Genotype, random_genotype
+from nasbook.methods import (
+    GradientSearch,
+    SearchReport,
+    darts,
+    entrannas,
+    entrannas_dst,
+    growing,
+    local_search,
+    milenas,
+    pc_darts,
+    pr_darts,
+    random_search,
+    regularized_evolution,
+    stretchable,
+)
+from nasbook.methods.sampled_search import Proposer, look_up
+from nasbook.seeding import generator
+from nasbook.tabular import TABULAR_SPACE, TabularCells, load_table
+from nasbook.tabular.recipe import CELLS, CHANNELS, RECIPE, benchmark_images, build_trainee
+from nasbook.training import Fit, kept_statistics
+
+__all__ = [
+    "CANNOT",
+    "LOOK_UPS",
+    "QUERIES",
+    "RANKED_CELLS",
+    "SEARCHES",
+    "TruthRow",
+    "child_accuracy",
+    "final_regrets",
+    "incumbent_regrets",
+    "queries_of",
+    "ranked_cells",
+    "truth_rows",
+    "truth_search",
+]
+
+CHAPTER = "08-ground-truth-and-fair-comparison"
+
+CANNOT: dict[str, str] = {
+    "firefly-cells": "grows five kinds of cell, and keeps all edges; the table has one kind",
+    "growing-recurrent": "searches recurrent cells",
+    "pr-darts with replacement": "its children have kernels that the table does not; pruning alone can, and is there",
+    "firefly, splitting, net2net, nash": "grow widths and depth, and choose no operations",
+}
+"""Methods of the book that can't search this space, and why."""
+
+STEPS = RECIPE.epochs * (320 // RECIPE.batch_size)
+"""Steps of a search: as many as a cell is trained."""
+
+RATE = 5.9 / STEPS
+"""Adam's rate on α. Rate × steps is as in DARTS on CIFAR-10 (3e-4 · 50 epochs · 390 steps): Adam's steps are about
+as long as its rate, so that the product says how far α can move."""
+
+
+def _settings(rate: float = RATE) -> dict[str, Any]:
+    return {
+        "batch_size": RECIPE.batch_size,
+        "channels": CHANNELS,
+        "cells": CELLS,
+        "order": "first-order",
+        "learning_rate": RECIPE.learning_rate,
+        "architecture_learning_rate": rate,
+    }
+
+
+def _darts(order: str = "first-order") -> Any:
+    return darts.Config(**{**_settings(), "order": order}, epochs=RECIPE.epochs)
+
+
+def _annealed() -> dict[str, Any]:
+    """EnTranNAS with Chapter 3's way of cutting its numbers: the temperature falls as far as in the paper."""
+    paper, quick = entrannas.Config(), entrannas_scale(SCALES["quick"])
+    # Its rate on α is a fraction of DARTS', for the temperature multiplies the logits; the fraction is Chapter 3's.
+    rate = RATE * quick.annealed_learning_rate / quick.architecture_learning_rate
+    return {
+        **_settings(rate),
+        "epochs": RECIPE.epochs,
+        "bottleneck": 2,  # 4 would leave one channel
+        "temperature_decay": paper.temperature_decay ** (paper.epochs / RECIPE.epochs),
+    }
+
+
+WITHOUT_ZERO = replace(TABULAR_SPACE, operations=TABULAR_SPACE.choices)
+"""The space for methods that have no zero operation among their candidates."""
+
+
+def _pr_darts(data: ImageData, seed: int) -> pr_darts.Search:
+    """Pruning without replacement: three candidates on every edge, then two, then one."""
+    config = pr_darts.Config(
+        **_settings(),
+        cycle_epochs=(RECIPE.epochs // 2, RECIPE.epochs // 2),
+        grace_epochs=(4, 4),
+        morphisms=(0, 0),
+        candidates=(2, 1),
+        memory_budget=None,
+    )
+    return pr_darts.Search(config, data, WITHOUT_ZERO, seed)
+
+
+def _growing(data: ImageData, seed: int) -> growing.Search:
+    """From one node to two, a quarter of the epochs for each training and each tuning."""
+    settings = _settings()
+    del settings["order"]
+    part = RECIPE.epochs // 4
+    config = growing.Config(**settings, stages=2, stage_epochs=part, tune_epochs=part)
+    return growing.Search(config, data, replace(TABULAR_SPACE, nodes=1), seed)
+
+
+SEARCHES: dict[str, Callable[[ImageData, int], Any]] = {
+    "DARTS, first order": lambda data, seed: darts.Search(_darts(), data, TABULAR_SPACE, seed),
+    "DARTS, second order": lambda data, seed: darts.Search(_darts("second-order"), data, TABULAR_SPACE, seed),
+    "MiLeNAS": lambda data, seed: milenas.Search(
+        milenas.Config(**_settings(), epochs=RECIPE.epochs), data, TABULAR_SPACE, seed
+    ),
+    "Stretchable": lambda data, seed: stretchable.Search(
+        stretchable.Config(**_settings(), epochs=RECIPE.epochs), data, WITHOUT_ZERO, seed
+    ),
+    "PC-DARTS": lambda data, seed: pc_darts.Search(
+        pc_darts.Config(**_settings(), epochs=RECIPE.epochs), data, TABULAR_SPACE, seed
+    ),
+    "EnTranNAS": lambda data, seed: entrannas.Search(entrannas.Config(**_annealed()), data, WITHOUT_ZERO, seed),
+    "EnTranNAS-DST": lambda data, seed: entrannas_dst.Search(
+        entrannas_dst.Config(**_annealed()), data, WITHOUT_ZERO, seed
+    ),
+    "PR-DARTS, pruning": _pr_darts,
+    "Growing DARTS": _growing,
+}
+"""How every method that trains a supernet searches the table's space: images and seed → search."""
+
+QUERIES = 200
+"""Look-ups of a method that trains cells one by one."""
+
+LOOK_UPS: dict[str, Callable[[], Proposer]] = {
+    "random search": lambda: random_search.RandomProposer(TabularCells()),
+    "regularised evolution": lambda: regularized_evolution.EvolutionProposer(TabularCells(), 20, 5),
+    "local search": lambda: local_search.LocalSearchProposer(TabularCells()),
+}
+"""Methods that look trainings up. Evolution's population is a fifth of the paper's, its tournament a quarter of it."""
+
+RANKED = ("DARTS, first order", "MiLeNAS", "EnTranNAS")
+"""Whose supernets' rankings are followed. PC-DARTS' supernet has no child-nets: its cells own a part of the weights."""
+
+RANKED_CELLS = 30
+"""How many cells a supernet ranks."""
+
+
+def row_of(genotype: Genotype, coefficients: Mapping[str, Tensor] | None = None) -> int:
+    """The row of a search's cell.
+
+    A cell that has not grown its second node yet is the one whose second node is empty. Of several operations on one
+    edge, which EnTranNAS-DST may keep and the table does not have, the one with the largest coefficient counts.
+
+    Raises:
+        InvalidInput: the cell is not of the table's space.
+    """
+    cell = genotype["reduction"]
+    if cell.nodes < TABULAR_SPACE.nodes:
+        cell = replace(cell, nodes=TABULAR_SPACE.nodes)
+    elif coefficients:
+        own = coefficients["reduction"]
+        strongest: dict[tuple[int, int], Edge] = {}
+        for edge in cell.edges:
+            weights = own[TABULAR_SPACE.edges.index((edge.source, edge.target))]
+            place = (edge.source, edge.target)
+            if place not in strongest or _weight(edge, weights) > _weight(strongest[place], weights):
+                strongest[place] = edge
+        cell = replace(cell, edges=tuple(strongest.values()))
+    return load_table().row(cell)
+
+
+def _weight(edge: Edge, weights: Tensor) -> float:
+    return float(weights[WITHOUT_ZERO.operations.index(edge.operation)])
+
+
+def doubled(genotype: Genotype) -> int:
+    """How many operations of a cell stand beside another one on their edge: what :func:`row_of` leaves out."""
+    edges = genotype["reduction"].edges
+    return len(edges) - len({(edge.source, edge.target) for edge in edges})
+
+
+def ranked_cells(count: int = RANKED_CELLS) -> list[Genotype]:
+    """Different cells of those that keep two edges a node, drawn once; the same for all searches."""
+    draws = generator(0, "ranked cells")
+    found: dict[int, Genotype] = {}
+    while len(found) < count:
+        genotype = random_genotype(WITHOUT_ZERO, draws)
+        found.setdefault(row_of(genotype), genotype)
+    return list(found.values())
+
+
+@torch.no_grad()
+def child_accuracy(search: GradientSearch, genotype: Genotype) -> float:
+    """What a supernet says of a cell: the accuracy of its child-net on the validation images.
+
+    Batch norms take the statistics of those images, since the supernet's own are a mixture's.
+    """
+    network, loader = search.network, search.loaders[1]
+    shift, scale = (torch.tensor(v, device=search.device)[:, None, None] for v in (loader.mean, loader.std))
+    images = (loader.images.float() / 255 - shift) / scale
+    training = network.training
+    try:
+        with kept_statistics(network.train()), network.child(genotype):
+            right = network(images).argmax(-1) == loader.labels
+    finally:
+        network.train(training)
+    return float(right.float().mean())
+
+
+def _tau(search: GradientSearch, cells: Sequence[Genotype]) -> float:
+    """Kendall's τ between the supernet's accuracies and the truth."""
+    table = load_table()
+    seen = [child_accuracy(search, genotype) for genotype in cells]
+    if len(set(seen)) == 1:  # all cells alike to the supernet
+        return 0.0
+    return kendall_tau(seen, [table[genotype].test_accuracy for genotype in cells])
+
+
+def step_macs(run: Any) -> int:
+    """Multiply-adds of one step of a run, forward and backward, counted while it makes its first one."""
+    with FlopCounterMode(display=False) as counter:
+        run.begin_epoch()
+        run.run_step(0)
+    return counter.get_total_flops() // 2
+
+
+def training_macs(data: ImageData, cells: Sequence[Genotype]) -> float:
+    """The same for a step of the recipe, the mean over cells."""
+    counts = []
+    for genotype in cells:
+        trainee = build_trainee(genotype, 0, data)
+        fit = Fit(
+            trainee.network, data, RECIPE, train_indices=trainee.train_indices, held_out=trainee.held_out
+        )
+        counts.append(step_macs(fit))
+    return float(np.mean(counts))
+
+
+def truth_search(workplace: Workplace) -> dict[str, Any]:
+    """All searches and all look-ups with one seed.
+
+    For every search ``rows``: the table's row of the derived cell after each epoch; ``row``: of the found one;
+    ``seconds``; ``macs``: multiply-adds of one step; of some ``tau``: pairs of epoch and Kendall's τ; of EnTranNAS-DST
+    ``doubled``: after each epoch, how many operations were left out for want of a table with two on an edge. For every
+    look-up ``incumbents``: the row of the best so far after each query; ``rows``: of all queries. ``training macs``:
+    multiply-adds of one step of the recipe, the mean over the ranked cells.
+    """
+    data, seed = benchmark_images(workplace.device), workplace.seed
+    workplace.used = DataSource(data.name, data.source, data.checksum)
+    cells = ranked_cells()
+    values: dict[str, Any] = {"training macs": training_macs(data, cells)}
+    for name, build in SEARCHES.items():
+        counted = build(data, seed)
+        if hasattr(counted.config, "engine"):  # the fused one multiplies zeros, too
+            counted = _readable(build, data, seed)
+        macs = step_macs(counted)
+        search = build(data, seed)
+        taus: list[tuple[int, float]] = []
+        if name in RANKED:
+            _follow(search, cells, taus)
+        workplace.drive(search, f"search {name}")
+        result = search.result()
+        several = isinstance(search, entrannas_dst.Search)
+        values[name] = {
+            "rows": [_row(report, several) for report in search.history],
+            "row": _row(search.history[-1], several) if several else row_of(result.genotype),
+            **({"doubled": [doubled(report.genotype) for report in search.history]} if several else {}),
+            "seconds": round(result.seconds, 1),
+            "macs": macs,
+            **({"tau": taus} if name in RANKED else {}),
+        }
+    table = load_table()
+    for name, proposer in LOOK_UPS.items():
+        draws = generator(seed, "trainings")
+
+        def score(genotype: Genotype, draws: torch.Generator = draws) -> float:
+            return table.validate(genotype, table.seeds[int(torch.randint(len(table.seeds), (), generator=draws))])
+
+        evaluated = look_up(proposer(), score, QUERIES, seed)
+        rows = [table.row(genotype) for _, genotype in evaluated]
+        scores = np.array([value for value, _ in evaluated])
+        best = [int(scores[: n + 1].argmax()) for n in range(QUERIES)]
+        values[name] = {"rows": rows, "incumbents": [rows[place] for place in best]}
+    return values
+
+
+def _row(report: SearchReport, several: bool) -> int:
+    return row_of(report.genotype, report.coefficients if several else None)
+
+
+def _readable(build: Callable[[ImageData, int], Any], data: ImageData, seed: int) -> Any:
+    """The same search with the readable engine."""
+    search = build(data, seed)
+    return type(search)(replace(search.config, engine="readable"), data, search.space, seed)
+
+
+def _follow(search: GradientSearch, cells: Sequence[Genotype], taus: list[tuple[int, float]]) -> None:
+    """Has the search rank the cells before it begins and after every fourth epoch."""
+    report = search.report
+
+    def reporting(means: dict[str, float]) -> SearchReport:
+        made = report(means)
+        if made.epoch % 4 == 0 or made.epoch == 1:
+            taus.append((made.epoch, round(_tau(search, cells), 4)))
+        return made
+
+    search.report = reporting  # type: ignore[method-assign]
+
+
+# --- what a record says -----------------------------------------------------------------------------------------------
+
+
+def queries_of(record: Record, name: str) -> float:
+    """How many trainings of a cell a search costs: multiply-adds of its steps over those of the recipe's steps.
+
+    Both make as many steps; evaluations are left out on both sides.
+    """
+    return float(np.mean([m.values[name]["macs"] / m.values["training macs"] for m in record.measurements]))
+
+
+def final_regrets(record: Record, name: str, queries: int | None = None) -> Float[np.ndarray, " seeds"]:
+    """Regret of what a search found, or a look-up after so many queries (None: all)."""
+    table = load_table()
+    values = record.values(name)
+    if name in LOOK_UPS:
+        return np.array([table.regret(value["incumbents"][(queries or QUERIES) - 1]) for value in values])
+    return np.array([table.regret(value["row"]) for value in values])
+
+
+def incumbent_regrets(record: Record, name: str) -> Float[np.ndarray, "seeds steps"]:
+    """Regret after every query of a look-up, or of the derived cell after every epoch of a search.
+
+    Searches that end early keep their last cell.
+    """
+    table = load_table()
+    key = "incumbents" if name in LOOK_UPS else "rows"
+    curves = [[table.regret(row) for row in value[key]] for value in record.values(name)]
+    longest = max(map(len, curves))
+    return np.array([curve + curve[-1:] * (longest - len(curve)) for curve in curves])
+
+
+@dataclass(frozen=True)
+class TruthRow:
+    """What one method found."""
+
+    name: str
+    """The method."""
+    queries: float
+    """Its cost, in trainings of one cell."""
+    regrets: Float[np.ndarray, " seeds"]
+    """Of every seed."""
+    ranks: Float[np.ndarray, " seeds"]
+    """Of the found cells, from 1."""
+    against_random: Float[np.ndarray, " seeds"]
+    """Regret of random search at the same cost, with the same seed."""
+
+
+def truth_rows(record: Record, budget: int = 30) -> list[TruthRow]:
+    """A row for every method: searches at their own cost, look-ups at ``budget`` queries.
+
+    Random search gets as many queries as the method costs, rounded up, at least one.
+    """
+    table = load_table()
+    rows = []
+    for name in (*SEARCHES, *LOOK_UPS):
+        cost = float(budget) if name in LOOK_UPS else queries_of(record, name)
+        whole = min(QUERIES, max(1, int(np.ceil(cost))))
+        found: Sequence[Mapping[str, Any]] = record.values(name)
+        last = [v["incumbents"][budget - 1] if name in LOOK_UPS else v["row"] for v in found]
+        rows.append(
+            TruthRow(
+                name,
+                cost,
+                np.array([table.regret(row) for row in last]),
+                np.array([float(table[row].rank) for row in last]),
+                final_regrets(record, "random search", whole),
+            )
+        )
+    return rows
+
+
+register(
+    Experiment(
+        "truth-searches",
+        "Every method on the tabular benchmark: regret, rank, and how supernets rank cells",
+        CHAPTER,
+        truth_search,
+        least=10,
+    )
+)
