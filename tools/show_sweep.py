@@ -1,8 +1,8 @@
 """Shows that a sweep loses nothing when a worker dies: ``python tools/show_sweep.py --seeds 3``.
 
 Runs the same trials twice: one after another in this process, undisturbed; and on a Ray cluster of this machine, where
-a worker that has finished an epoch is killed with SIGKILL. Says what differs between the records of the two, the times
-of day aside, which is nothing.
+a worker that has finished an epoch is killed with SIGKILL. Says what differs between the records of the two, times and
+provenance aside, which is nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TINY: Scale = replace(
 
 
 class Killer:
-    """Kills the worker of one trial that has finished an epoch, once it has struck."""
+    """Kills the worker of a trial that has finished an epoch, until one was lost while it worked."""
 
     def __init__(self) -> None:
         self.killed: list[str] = []

@@ -344,7 +344,7 @@ def run_trial(sweep: Sweep, trial: Trial, on_progress: Callable[[Progress], None
 
 
 def _recorded(sweep: Sweep, trial: Trial, outcome: Outcome) -> Outcome:
-    """Adds a measurement to its record; the trial has failed if it does not fit there, as when a node has other data."""
+    """Adds a measurement to its record; the trial has failed if it does not fit, as when a node has other data."""
     if outcome.measurement is None:
         return outcome
     try:

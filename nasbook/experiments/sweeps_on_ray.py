@@ -62,12 +62,12 @@ class Cluster:
         """
         if not statuses:
             return
-        with self._joined() as ray:
+        with self.joined() as ray:
             yield from _run(ray, self, sweep, statuses, changed)
 
     @contextlib.contextmanager
-    def _joined(self) -> Iterator[Any]:
-        """Ray, connected; a connection that was there before stays."""
+    def joined(self) -> Iterator[Any]:
+        """Ray, connected within the block; a connection that was there before is taken, and stays."""
         if not ray_is_installed():
             raise InvalidInput(RAY_MISSING)
         # Both are read when Ray is imported. Nobody is told that we use it, and what runs on this machine alone
@@ -94,13 +94,17 @@ class Cluster:
             raise InvalidInput(f"Can't start or reach {where}: {' '.join(str(error).split())[:300]}") from error
         try:
             if self.address is None:
-                self._require_enough(ray.cluster_resources())
+                self.require_enough(ray.cluster_resources())
             yield ray
         finally:
             ray.shutdown()
 
-    def _require_enough(self, resources: dict[str, float]) -> None:
-        """Refuses what would wait for ever; a cluster elsewhere may yet grow."""
+    def require_enough(self, resources: dict[str, float]) -> None:
+        """Refuses what would wait for ever on this machine; a cluster elsewhere may yet grow.
+
+        Raises:
+            InvalidInput: a trial needs more than Ray has here.
+        """
         for name, needed in (("CPU", self.cpus_per_trial), ("GPU", self.gpus_per_trial)):
             if needed > resources.get(name, 0.0):
                 raise InvalidInput(
@@ -159,7 +163,8 @@ def _run(ray: Any, cluster: Cluster, sweep: Sweep, statuses: Sequence[TrialStatu
                 status.died += 1
                 status.error = outcome
                 if status.died > sweep.retries:
-                    yield status, Outcome(None, f"its worker was lost {status.died} times: {outcome}")
+                    times = "" if status.died == 1 else f" {status.died} times"
+                    yield status, Outcome(None, f"its worker was lost{times}: {outcome}")
                     continue
                 submit(status)
                 changed()
