@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 180
 """Seconds that one cell may take before the run is given up."""
 
-PAGES = ("fast-supernet", "claims")
+PAGES = ("fast-supernet", "beyond-one-machine", "claims")
 """Pages of book/ that are executed although they are no chapters."""
 
 METADATA: dict[str, Any] = {
