@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 from nasbook.cli.options import SweepOptions, Usage, parse
 from nasbook.cli.runs import interrupted_if
@@ -190,7 +190,7 @@ class Table:
     """The progress of a sweep. On a terminal a table that is drawn again and again; elsewhere a line for each change.
 
     Args:
-        stream: where it is written.
+        stream: the text stream that it is written to.
         quiet: not at all.
     """
 
@@ -199,7 +199,7 @@ class Table:
     EVERY = 60.0
     """Seconds after which a log is told how far a trial is."""
 
-    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+    def __init__(self, stream: Any, *, quiet: bool = False) -> None:
         self.stream = stream
         self.quiet = quiet
         self.live = stream.isatty()
