@@ -66,7 +66,7 @@ class PairedTest:
     six seeds it can't reach 0.05."""
 
 
-def paired_test(a: Values, b: Values) -> PairedTest:
+def paired_test(a: Values, b: Float[np.ndarray, " as_many"]) -> PairedTest:
     """Compares two methods that were run with the same seeds: the same images, divisions and initial weights.
 
     Where all differences are equal, both tests are undefined; then p is 1 if they are zero, and else 0 for the t test,
@@ -144,7 +144,7 @@ def smallest_detectable(deviation: float, seeds: int, level: float = 0.05, power
     return float(optimize.brentq(lacking, 0.0, high)) * deviation / math.sqrt(seeds)
 
 
-def pareto_front(costs: Float[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+def pareto_front(costs: Float[np.ndarray, " rows"], scores: Float[np.ndarray, " as_many"]) -> Bool[np.ndarray, " rows"]:
     """Which rows no other one beats: none is as cheap and better, or cheaper and as good.
 
     Raises:

@@ -1,6 +1,7 @@
 """Experiments: every table and figure as a function of scale and seed; records; claims (all chapters)."""
 
 from nasbook.experiments import (
+    comparison,
     continual,
     continual_checks,
     differentiable_search,
@@ -24,6 +25,8 @@ from nasbook.experiments import (
     topology_checks,
 )
 from nasbook.experiments.claims import CLAIMS, Claim, get_claim, judge, scoreboard, tally
+from nasbook.experiments.comparison import BASELINES, COMPARED, RANDOM_CELL, ComparisonRow, comparison_rows
+from nasbook.experiments.comparison_scale import COMPARISON_SCALES, ComparisonScale, comparison_scale
 from nasbook.experiments.continual import (
     CONTINUAL_LEARNERS,
     PAPER_TABLE_2,
@@ -39,6 +42,7 @@ from nasbook.experiments.differentiable_search import (
     relative_error,
     toy_trajectory,
 )
+from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, build_search, search_macs
 from nasbook.experiments.firefly_cells import CELL_ROWS, PAPER_TABLE_1
 from nasbook.experiments.ground_truth import (
     CANNOT,
@@ -128,9 +132,12 @@ from nasbook.experiments.sweeps_on_ray import RAY_MISSING, Cluster, ray_is_insta
 from nasbook.experiments.verdicts import Status, Verdict
 
 __all__ = [
+    "BASELINES",
     "CANNOT",
     "CELL_ROWS",
     "CLAIMS",
+    "COMPARED",
+    "COMPARISON_SCALES",
     "CONTINUAL_LEARNERS",
     "CONTINUAL_SCALES",
     "ENTRANNAS_SCALES",
@@ -142,14 +149,18 @@ __all__ = [
     "PAPER_TABLE_2",
     "POOL_SCALES",
     "QUERIES",
+    "RANDOM_CELL",
     "RANKED_CELLS",
     "RAY_MISSING",
     "SCALES",
     "SEARCHES",
     "SEARCH_CONFIGS",
     "STRETCHABLE_SCALES",
+    "SUPERNETS",
     "Claim",
     "Cluster",
+    "ComparisonRow",
+    "ComparisonScale",
     "ContinualScale",
     "EnTranNASScale",
     "Engine",
@@ -163,6 +174,7 @@ __all__ = [
     "Provenance",
     "Record",
     "Scale",
+    "SearchSize",
     "Status",
     "StretchableScale",
     "Sweep",
@@ -176,6 +188,10 @@ __all__ = [
     "autograd_hypergradient",
     "average_over_tasks",
     "backbone_of",
+    "build_search",
+    "comparison",
+    "comparison_rows",
+    "comparison_scale",
     "continual",
     "continual_checks",
     "continual_config",
@@ -234,6 +250,7 @@ __all__ = [
     "scoreboard",
     "search_and_train",
     "search_config",
+    "search_macs",
     "search_space",
     "segmentation",
     "starting_network",

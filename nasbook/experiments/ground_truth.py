@@ -13,28 +13,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from nasbook.analysis import kendall_tau
 from nasbook.data import ImageData
+from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, build_search, search_macs, step_macs
 from nasbook.experiments.records import DataSource, Record
 from nasbook.experiments.registry import Experiment, Workplace, register
-from nasbook.experiments.scale import SCALES, entrannas_scale
 from nasbook.genotypes import Edge, Genotype, random_genotype
 from nasbook.methods import (
     GradientSearch,
     SearchReport,
-    darts,
-    entrannas,
     entrannas_dst,
-    growing,
     local_search,
-    milenas,
-    pc_darts,
-    pr_darts,
     random_search,
     regularized_evolution,
-    stretchable,
 )
 from nasbook.methods.sampled_search import Proposer, look_up
 from nasbook.seeding import generator
@@ -68,88 +60,11 @@ CANNOT: dict[str, str] = {
 }
 """Methods of the book that can't search this space, and why."""
 
-STEPS = RECIPE.epochs * (320 // RECIPE.batch_size)
-"""Steps of a search: as many as a cell is trained."""
+SIZE = SearchSize(TABULAR_SPACE, RECIPE.epochs, RECIPE.batch_size, CHANNELS, CELLS, RECIPE.learning_rate)
+"""Of all searches: as many steps as a cell is trained."""
 
-RATE = 5.9 / STEPS
-"""Adam's rate on α. Rate × steps is as in DARTS on CIFAR-10 (3e-4 · 50 epochs · 390 steps): Adam's steps are about
-as long as its rate, so that the product says how far α can move."""
-
-
-def _settings(rate: float = RATE) -> dict[str, Any]:
-    return {
-        "batch_size": RECIPE.batch_size,
-        "channels": CHANNELS,
-        "cells": CELLS,
-        "order": "first-order",
-        "learning_rate": RECIPE.learning_rate,
-        "architecture_learning_rate": rate,
-    }
-
-
-def _darts(order: str = "first-order") -> Any:
-    return darts.Config(**{**_settings(), "order": order}, epochs=RECIPE.epochs)
-
-
-def _annealed() -> dict[str, Any]:
-    """EnTranNAS with Chapter 3's way of cutting its numbers: the temperature falls as far as in the paper."""
-    paper, quick = entrannas.Config(), entrannas_scale(SCALES["quick"])
-    # Its rate on α is a fraction of DARTS', for the temperature multiplies the logits; the fraction is Chapter 3's.
-    rate = RATE * quick.annealed_learning_rate / quick.architecture_learning_rate
-    return {
-        **_settings(rate),
-        "epochs": RECIPE.epochs,
-        "bottleneck": 2,  # 4 would leave one channel
-        "temperature_decay": paper.temperature_decay ** (paper.epochs / RECIPE.epochs),
-    }
-
-
-WITHOUT_ZERO = replace(TABULAR_SPACE, operations=TABULAR_SPACE.choices)
-"""The space for methods that have no zero operation among their candidates."""
-
-
-def _pr_darts(data: ImageData, seed: int) -> pr_darts.Search:
-    """Pruning without replacement: three candidates on every edge, then two, then one."""
-    config = pr_darts.Config(
-        **_settings(),
-        cycle_epochs=(RECIPE.epochs // 2, RECIPE.epochs // 2),
-        grace_epochs=(4, 4),
-        morphisms=(0, 0),
-        candidates=(2, 1),
-        memory_budget=None,
-    )
-    return pr_darts.Search(config, data, WITHOUT_ZERO, seed)
-
-
-def _growing(data: ImageData, seed: int) -> growing.Search:
-    """From one node to two, a quarter of the epochs for each training and each tuning."""
-    settings = _settings()
-    del settings["order"]
-    part = RECIPE.epochs // 4
-    config = growing.Config(**settings, stages=2, stage_epochs=part, tune_epochs=part)
-    return growing.Search(config, data, replace(TABULAR_SPACE, nodes=1), seed)
-
-
-SEARCHES: dict[str, Callable[[ImageData, int], Any]] = {
-    "DARTS, first order": lambda data, seed: darts.Search(_darts(), data, TABULAR_SPACE, seed),
-    "DARTS, second order": lambda data, seed: darts.Search(_darts("second-order"), data, TABULAR_SPACE, seed),
-    "MiLeNAS": lambda data, seed: milenas.Search(
-        milenas.Config(**_settings(), epochs=RECIPE.epochs), data, TABULAR_SPACE, seed
-    ),
-    "Stretchable": lambda data, seed: stretchable.Search(
-        stretchable.Config(**_settings(), epochs=RECIPE.epochs), data, WITHOUT_ZERO, seed
-    ),
-    "PC-DARTS": lambda data, seed: pc_darts.Search(
-        pc_darts.Config(**_settings(), epochs=RECIPE.epochs), data, TABULAR_SPACE, seed
-    ),
-    "EnTranNAS": lambda data, seed: entrannas.Search(entrannas.Config(**_annealed()), data, WITHOUT_ZERO, seed),
-    "EnTranNAS-DST": lambda data, seed: entrannas_dst.Search(
-        entrannas_dst.Config(**_annealed()), data, WITHOUT_ZERO, seed
-    ),
-    "PR-DARTS, pruning": _pr_darts,
-    "Growing DARTS": _growing,
-}
-"""How every method that trains a supernet searches the table's space: images and seed → search."""
+SEARCHES = tuple(name for name in SUPERNETS if name not in ("PR-DARTS", "Firefly cells"))
+"""The methods that train a supernet and can search the table's space."""
 
 QUERIES = 200
 """Look-ups of a method that trains cells one by one."""
@@ -193,7 +108,7 @@ def row_of(genotype: Genotype, coefficients: Mapping[str, Tensor] | None = None)
 
 
 def _weight(edge: Edge, weights: Tensor) -> float:
-    return float(weights[WITHOUT_ZERO.operations.index(edge.operation)])
+    return float(weights[TABULAR_SPACE.choices.index(edge.operation)])
 
 
 def doubled(genotype: Genotype) -> int:
@@ -207,7 +122,7 @@ def ranked_cells(count: int = RANKED_CELLS) -> list[Genotype]:
     draws = generator(0, "ranked cells")
     found: dict[int, Genotype] = {}
     while len(found) < count:
-        genotype = random_genotype(WITHOUT_ZERO, draws)
+        genotype = random_genotype(SIZE.without_zero, draws)
         found.setdefault(row_of(genotype), genotype)
     return list(found.values())
 
@@ -239,14 +154,6 @@ def _tau(search: GradientSearch, cells: Sequence[Genotype]) -> float:
     return kendall_tau(seen, [table[genotype].test_accuracy for genotype in cells])
 
 
-def step_macs(run: Any) -> int:
-    """Multiply-adds of one step of a run, forward and backward, counted while it makes its first one."""
-    with FlopCounterMode(display=False) as counter:
-        run.begin_epoch()
-        run.run_step(0)
-    return counter.get_total_flops() // 2
-
-
 def training_macs(data: ImageData, cells: Sequence[Genotype]) -> float:
     """The same for a step of the recipe, the mean over cells."""
     counts = []
@@ -272,12 +179,9 @@ def truth_search(workplace: Workplace) -> dict[str, Any]:
     workplace.used = DataSource(data.name, data.source, data.checksum)
     cells = ranked_cells()
     values: dict[str, Any] = {"training macs": training_macs(data, cells)}
-    for name, build in SEARCHES.items():
-        counted = build(data, seed)
-        if hasattr(counted.config, "engine"):  # the fused one multiplies zeros, too
-            counted = _readable(build, data, seed)
-        macs = step_macs(counted)
-        search = build(data, seed)
+    for name in SEARCHES:
+        macs = search_macs(name, SIZE, data, seed)
+        search = build_search(name, SIZE, data, seed)
         taus: list[tuple[int, float]] = []
         if name in RANKED:
             _follow(search, cells, taus)
@@ -309,12 +213,6 @@ def truth_search(workplace: Workplace) -> dict[str, Any]:
 
 def _row(report: SearchReport, several: bool) -> int:
     return row_of(report.genotype, report.coefficients if several else None)
-
-
-def _readable(build: Callable[[ImageData, int], Any], data: ImageData, seed: int) -> Any:
-    """The same search with the readable engine."""
-    search = build(data, seed)
-    return type(search)(replace(search.config, engine="readable"), data, search.space, seed)
 
 
 def _follow(search: GradientSearch, cells: Sequence[Genotype], taus: list[tuple[int, float]]) -> None:
