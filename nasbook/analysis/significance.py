@@ -136,7 +136,8 @@ def smallest_detectable(deviation: float, seeds: int, level: float = 0.05, power
     critical = stats.t.ppf(1 - level / 2, seeds - 1)
 
     def lacking(effect: float) -> float:
-        return float(stats.nct.sf(critical, seeds - 1, effect) + stats.nct.cdf(-critical, seeds - 1, effect)) - power
+        # The lower tail is written as its mirror image: far out, scipy's nct.cdf is NaN.
+        return float(stats.nct.sf(critical, seeds - 1, effect) + stats.nct.sf(critical, seeds - 1, -effect)) - power
 
     high = 1.0
     while lacking(high) < 0:
