@@ -52,10 +52,9 @@ class Walk:
     Args:
         cells: what is beside a cell.
         move: when the walk moves.
-        neighbours: of cells, as far as they are known; kept up to date.
     """
 
-    def __init__(self, cells: CellSpace, move: Move, neighbours: dict[Genotype, tuple[Genotype, ...]]) -> None:
+    def __init__(self, cells: CellSpace, move: Move) -> None:
         self.cells = cells
         self.move = move
         self.position: Genotype | None = None
@@ -69,12 +68,14 @@ class Walk:
         """All positions, of all walks."""
         self.optima: list[Genotype] = []
         """Cells that no neighbour exceeds, where walks ended."""
-        self._neighbours = neighbours
+        self.evaluations = 0
+        """How many were added."""
 
     def add(self, score: float, genotype: Genotype) -> None:
         """Takes note of an evaluation, and moves if it is time to."""
         # A cell comes again only when the space is used up; the first score stays.
         self.scores.setdefault(genotype, score)
+        self.evaluations += 1
         if self.position is None:
             self._stand_at(genotype)
         elif genotype in self.open:
@@ -87,12 +88,10 @@ class Walk:
             self.position = self.best = None
 
     def _stand_at(self, genotype: Genotype) -> None:
-        if genotype not in self._neighbours:
-            self._neighbours[genotype] = self.cells.neighbours(genotype)
         self.position = self.best = genotype
         self.open = {}
         self.path.append(genotype)
-        for other in self._neighbours[genotype]:
+        for other in self.cells.neighbours(genotype):
             if other in self.scores:
                 self._compare(other)
             else:
@@ -103,7 +102,7 @@ class Walk:
             self.best = other
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalSearchProposer(Proposer):
     """A neighbour that has no score yet, or a random cell where a walk begins.
 
@@ -115,25 +114,31 @@ class LocalSearchProposer(Proposer):
     """What is drawn, and what is beside a cell."""
     move: Move = "best"
     """When a walk moves."""
-    _neighbours: dict[Genotype, tuple[Genotype, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _latest: tuple[tuple[Score, ...], Walk] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.move)
 
     def walk(self, evaluated: Sequence[Score]) -> Walk:
         """Where the search stands, what it has come through, and where its walks ended."""
-        walk = Walk(self.cells, self.move, self._neighbours)  # to list neighbours takes longest, and they don't change
-        for score, genotype in evaluated:
-            walk.add(score, genotype)
-        return walk
+        return self._followed(Walk(self.cells, self.move), evaluated)
 
     def propose(self, evaluated: Sequence[Score], draws: torch.Generator) -> Genotype:
-        walk = self.walk(evaluated)
+        # The walk goes on from where the last proposal left it, if that is where these evaluations begin.
+        if self._latest is not None and self._latest[0] == tuple(evaluated[: len(self._latest[0])]):
+            walk = self._followed(self._latest[1], evaluated)
+        else:
+            walk = self.walk(evaluated)
+        self._latest = tuple(evaluated), walk
         if walk.position is None:
             return unseen(self.cells, walk.scores.keys(), draws)
         return list(walk.open)[int(torch.randint(len(walk.open), (1,), generator=draws))]
+
+    @staticmethod
+    def _followed(walk: Walk, evaluated: Sequence[Score]) -> Walk:
+        for score, genotype in evaluated[walk.evaluations :]:
+            walk.add(score, genotype)
+        return walk
 
 
 class Search(SampledSearch):
