@@ -59,24 +59,41 @@ def test_ctrl_c_saves_once_and_says_how_to_resume(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoint.pt"]
 
 
-def test_a_search_in_two_processes_writes_what_one_writes(tmp_path):
+GROWTH = ["--stages", "2", "--stage-epochs", "1", "--tune-epochs", "1"]
+SEARCHES = {
+    "darts": [*SEARCH, "--epochs", "1"],
+    "growing": ["search", "growing", *CELL, "--operations", "none", "skip_connect", "sep_conv_3x3", *GROWTH],
+    "growing-recurrent": ["search", "growing-recurrent", "--data", "simulated-brics", "--hidden", "2", *GROWTH,
+                          "--device", "cpu"],
+}
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_search_in_two_processes_writes_what_one_writes(method, tmp_path):
     outputs = []
     for name, program in (("two", TORCHRUN), ("one", [sys.executable, "-m", "nasbook"])):
-        process = start([*SEARCH, "--epochs", "1", "--quiet", "--out", name], tmp_path, program)
+        process = start([*SEARCHES[method], "--quiet", "--out", name], tmp_path, program)
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         outputs.append(output)
     two, one = outputs
-    assert [line for line in two.splitlines() if not line.startswith("validation")] == [
-        line.replace("one/", "two/") for line in one.splitlines() if not line.startswith("validation")
+    measured = ("validation", "after epoch")  # single precision, and seconds
+    assert [line for line in two.splitlines() if not line.startswith(measured)] == [
+        line.replace("one/", "two/") for line in one.splitlines() if not line.startswith(measured)
     ]
-    assert two.count("validation accuracy") == 1
+    assert sum(line.startswith("validation") for line in two.splitlines()) == 1
+    assert two.count("after epoch") == one.count("after epoch")
     written = ["checkpoint.pt", "genotype.json", "result.json"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == written
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one")]
     [curves, expected] = [result.pop("history") for result in results]
+    [events, expected_events] = [result.pop("events", []) for result in results]
     assert results[0] == results[1]  # the header says nothing of processes: a checkpoint fits any number
     assert curves[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-4)
+    assert len(curves) == len(expected)
+    for event, other in zip(events, expected_events, strict=True):
+        assert (event["what"], event["epoch"]) == (other["what"], other["epoch"])
+        assert event["loss_after"] == pytest.approx(other["loss_after"], rel=1e-3)
 
 
 @pytest.fixture(params=["0", "1"])
