@@ -7,10 +7,12 @@ product is the one that the method has in its paper: for DARTS on CIFAR-10, 3e-4
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nasbook.data import ImageData
@@ -199,9 +201,28 @@ def build_search(name: str, size: SearchSize, data: ImageData, seed: int) -> Any
     return SUPERNETS[name](size, data, seed)
 
 
+def _backward_flops(
+    gradient_shape: Sequence[int],
+    _input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *arguments: Any,
+    out_shape: Any = None,
+    **_: Any,
+) -> int:
+    """Of a convolution's backward pass: as many as forward for each of the two gradients that are asked for.
+
+    torch's own count (2.11) takes the kernel's gradient for one of a dense convolution, which is too much by the number
+    of groups: for a depthwise convolution, by that of channels.
+    """
+    needed = arguments[-1]  # (input, weight, bias)
+    positions = gradient_shape[0] * math.prod(gradient_shape[2:])
+    return 2 * positions * math.prod(weight_shape) * (bool(needed[0]) + bool(needed[1]))
+
+
 def step_macs(run: Any) -> int:
     """Multiply-adds of one step of a run, forward and backward, counted while it makes its first one."""
-    with FlopCounterMode(display=False) as counter:
+    mapping = {torch.ops.aten.convolution_backward: _backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         run.begin_epoch()
         run.run_step(0)
     return counter.get_total_flops() // 2
