@@ -24,6 +24,7 @@ from nasbook.genotypes import (
     PR_DARTS_UR,
     PUBLISHED,
     CellGenotype,
+    DartsCells,
     Edge,
     Genotype,
     Space,
@@ -768,3 +769,110 @@ def test_a_kind_that_is_no_name_is_refused():
     # The type checker of the tests refuses it before the function itself can.
     with pytest.raises((InvalidInput, TypeError), match=r"kind of a cell is a name, got 1|parameter 'cells'"):
         Genotype({1: DARTS_V2.normal})
+
+
+# ---------------------------------------------------------------------------------------------- neighbours
+
+
+def changes_between(one, other):
+    """How many edges of each kind of cell stand in one genotype and not in the other."""
+    return [len(set(cell.edges) - set(other[kind].edges)) for kind, cell in one.cells]
+
+
+@given(spaces, st.integers(0, 2**40))
+@few
+def test_neighbours_are_at_one_change_and_mutual(options, seed):
+    space = Space(**options)
+    cells = DartsCells(space)
+    genotype = cells.random(torch.Generator().manual_seed(seed))
+    neighbours = cells.neighbours(genotype)
+    expected = 0
+    for node in range(space.inputs, space.inputs + space.nodes):
+        kept, others = space.kept(node), len(space.choices) - 1
+        expected += kept * (others + len(space.sources(node)) - kept)
+    assert len(neighbours) == len(set(neighbours)) == expected * len(space.kinds)
+    for neighbour in neighbours:
+        cells.check(neighbour)
+        assert sorted(changes_between(genotype, neighbour)) == [0] * (len(space.kinds) - 1) + [1]
+    for neighbour in neighbours[:3]:
+        assert genotype in cells.neighbours(neighbour)
+    if neighbours:
+        assert cells.mutate(genotype, torch.Generator().manual_seed(seed)) in neighbours
+    else:
+        with pytest.raises(InvalidInput, match="^A genotype without neighbours can't be mutated"):
+            cells.mutate(genotype, torch.Generator())
+
+
+def test_neighbours_in_darts_space():
+    neighbours = DartsCells().neighbours(DARTS_V2)
+    assert len(neighbours) == 120
+    assert neighbours == DartsCells().neighbours(DARTS_V2)
+    assert neighbours[0] == Genotype(
+        {
+            "normal": CellGenotype((Edge(0, 2, "max_pool_3x3"), *DARTS_V2.normal.edges[1:])),
+            "reduction": DARTS_V2.reduction,
+        }
+    )
+
+
+def test_neighbours_keep_to_pools_and_edges_left_out():
+    space = Space(("a", "b", "c"), nodes=1, inputs=3, edges_per_node=1, kinds=("cell",), left_out=((0, 3),))
+    cells = DartsCells(space.with_pools((("a", "b"), ("b", "none", "c"))))
+    start = Genotype({"cell": CellGenotype((Edge(1, 3, "a"),), 1, 3)})
+    [middle] = cells.neighbours(start)  # "a" may not stand on the other edge
+    assert middle["cell"].edges == (Edge(1, 3, "b"),)
+    assert [g["cell"].edges[0] for g in cells.neighbours(middle)] == [Edge(1, 3, "a"), Edge(2, 3, "b")]
+
+
+def test_a_mutation_draws_the_kind_then_the_mutation_then_the_edge():
+    """In DARTS' space half of the mutations move an edge, though only 12 of 60 neighbours of a cell do."""
+    generator = torch.Generator().manual_seed(0)
+    kinds, moved, places = dict.fromkeys(("normal", "reduction"), 0), 0, [0] * 6
+    for _ in range(1200):
+        child = DartsCells().mutate(DARTS_V1, generator)
+        [kind] = [kind for kind, cell in child.cells if cell != DARTS_V1[kind]]
+        kinds[kind] += 1
+        [old], [new] = (
+            set(one[kind].edges) - set(other[kind].edges) for one, other in ((DARTS_V1, child), (child, DARTS_V1))
+        )
+        assert (old.source == new.source) != (old.operation == new.operation)
+        assert old.target == new.target
+        if old.source != new.source:
+            moved += 1
+            places[old.target] += 1
+    assert abs(kinds["normal"] - 600) < 90  # five standard deviations
+    assert abs(moved - 600) < 90
+    assert places[2] == 0  # both inputs enter the first node, so that no source is free
+    assert all(abs(count - moved / 3) < 60 for count in places[3:])
+
+
+def test_cells_whose_edges_have_nowhere_to_go_change_operations():
+    cells = DartsCells(Space(("a", "b"), nodes=1, kinds=("cell",)))
+    start = Genotype({"cell": CellGenotype((Edge(0, 2, "a"), Edge(1, 2, "a")), 1)})
+    drawn = {cells.mutate(start, torch.Generator().manual_seed(seed)) for seed in range(20)}
+    assert drawn == set(cells.neighbours(start))
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cell", "message"),
+    [
+        (("other",), CellGenotype((Edge(0, 2, "a"), Edge(1, 2, "a")), 1), "has the cells other; the space has cell"),
+        (("cell",), CellGenotype((Edge(0, 1, "a"),), 1, 1), "expected 2 inputs and 1 nodes, got 1 and 1"),
+        (("cell",), CellGenotype((Edge(0, 2, "a"),), 1), "expected edges from 2 sources into node 2, got .0."),
+        (("cell",), CellGenotype((Edge(0, 2, "a"), Edge(0, 2, "b")), 1), "from 2 sources into node 2, got .0, 0."),
+        (("cell",), CellGenotype((Edge(0, 2, "a"), Edge(1, 2, "c")), 1), "'c' is no candidate from 1 to 2"),
+    ],
+)
+def test_genotypes_of_another_space_have_no_neighbours(kinds, cell, message):
+    cells = DartsCells(Space(("a", "b"), nodes=1, kinds=("cell",)))
+    for ask in (cells.neighbours, lambda genotype: cells.mutate(genotype, torch.Generator())):
+        with pytest.raises(InvalidInput, match=message):
+            ask(Genotype(dict.fromkeys(kinds, cell)))
+
+
+def test_an_edge_that_the_space_leaves_out_is_refused():
+    cells = DartsCells(Space(("a",), nodes=1, inputs=3, kinds=("cell",), left_out=((0, 3),)))
+    genotype = Genotype({"cell": CellGenotype((Edge(0, 3, "a"), Edge(1, 3, "a")), 1, 3)})
+    with pytest.raises(InvalidInput, match="^cells.cell: no edge of the space runs from 0 to 3"):
+        cells.neighbours(genotype)
