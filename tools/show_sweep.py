@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cpus", type=int, default=2)
     options = parser.parse_args(arguments)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else both halves would not run at the same priority
     experiments = [METHOD_PREFIX + method for method in options.methods]
     trials = plan_trials(experiments, [TINY], range(options.seeds))
     with tempfile.TemporaryDirectory() as folder:

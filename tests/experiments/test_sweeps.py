@@ -378,7 +378,8 @@ def told(tmp_path_factory) -> dict[str, Any]:
     paths = os.pathsep.join(str(ROOT / "tools" / name) for name in ("offline", ""))
     ran = subprocess.run(
         [sys.executable, "-W", "error", Path(__file__).with_name("sweep_cases.py"), tmp_path_factory.mktemp("sweeps")],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        # Ray gives its workers the lowest priority but four, and beside other tests they would wait.
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},
         capture_output=True,
         text=True,
         timeout=600,
