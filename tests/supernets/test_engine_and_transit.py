@@ -13,7 +13,7 @@ from torch.func import functional_call
 from nasbook.analysis import count_parameters
 from nasbook.errors import InvalidInput
 from nasbook.experiments.entrannas_checks import candidate_calls, derived_copy
-from nasbook.genotypes import DARTS_SPACE, CellGenotype, Edge, Space, random_genotype
+from nasbook.genotypes import DARTS_SPACE, CellGenotype, Edge, Genotype, Space, random_genotype
 from nasbook.methods.entrannas import EXTENDED_SPACE
 from nasbook.networks import CellPlacement, reduction_positions
 from nasbook.operations import ReLUConvolution
@@ -292,6 +292,31 @@ def test_the_child_net():
     with pytest.raises(RuntimeError, match="stop"), network.child():
         raise RuntimeError("stop")
     assert torch.equal(network(x), supernet)
+
+
+def test_any_cell_can_be_the_child():
+    torch.manual_seed(0)
+    network = SearchNetwork(SPACE, 4, 4, 3).eval()
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    with network.child():
+        derived = network(x)
+    with network.child(network.genotype()):
+        assert torch.equal(network(x), derived)
+    for _ in range(3):
+        genotype = random_genotype(SPACE, draws)
+        older, newer = network.stem(x)
+        for cell, kind in zip(network.cells, network.kinds, strict=True):
+            older, newer = newer, cell(older, newer, None, genotype[kind])
+        with network.child(genotype):
+            own = network(x)
+        torch.testing.assert_close(own, network.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1)))
+        assert not torch.equal(own, derived)
+    with network.child():
+        assert torch.equal(network(x), derived)
+    lacking = network.child(Genotype({"normal": any_cell(0)}))
+    with pytest.raises(InvalidInput, match="reduction; the genotype has normal"), lacking:
+        pass
 
 
 def test_a_sparse_supernet_is_its_child_with_coefficients():
