@@ -43,6 +43,7 @@ from nasbook.plots.palette import (
     operation_styles,
     use_style,
 )
+from nasbook.plots.pareto import pareto_in_words, plot_pareto
 from nasbook.plots.pool_explorer import browse_family_trees, explore_family_trees
 from nasbook.plots.pool_film import animate_pools
 from nasbook.plots.pools import (
@@ -102,6 +103,7 @@ __all__ = [
     "master_in_words",
     "operation_label",
     "operation_styles",
+    "pareto_in_words",
     "plot_accuracy_against_memory",
     "plot_accuracy_against_size",
     "plot_accuracy_matrices",
@@ -117,6 +119,7 @@ __all__ = [
     "plot_matrix",
     "plot_orders",
     "plot_parameters_by_nodes",
+    "plot_pareto",
     "plot_points",
     "plot_series",
     "plot_vector_field",
