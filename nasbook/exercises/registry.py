@@ -17,6 +17,7 @@ CHAPTERS = (
     "nasbook.exercises.prune_and_replace",
     "nasbook.exercises.growing_recurrent_cells",
     "nasbook.exercises.firefly_tasks",
+    "nasbook.exercises.ground_truth",
 )
 """The modules that register exercises, one a chapter."""
 
