@@ -52,11 +52,12 @@ def test_right_answers_of_other_forms_pass():
         return 1 - missed
 
     assert grade("truth.chance", chance) is None
-    assert grade("truth.canonical", lambda code: max(code, canonical(code))) == (
-        "(0, 0, 0, 1, 0) and (0, 1, 0, 0, 0) are one graph and got two codes."
+    first = canonical((0, 1, 0, 0, 0))
+    assert "are one graph and got two codes" in str(
+        grade("truth.canonical", lambda code: code if canonical(code) == first else canonical(code))
     )
     assert grade("truth.canonical", lambda code: list(canonical(code))) is None
-    assert grade("truth.ageing", lambda population, child: (population + [child])[-len(population) :]) is None
+    assert grade("truth.ageing", lambda population, child: [*population, child][-len(population) :]) is None
 
 
 def test_answers_that_raise_are_wrong():
