@@ -91,6 +91,7 @@ from nasbook.experiments.registry import (
     list_experiments,
     reproduce,
 )
+from nasbook.experiments.retraining import retrained
 from nasbook.experiments.scale import (
     ENTRANNAS_SCALES,
     GROWING_SCALES,
@@ -244,6 +245,7 @@ __all__ = [
     "records_folder",
     "relative_error",
     "reproduce",
+    "retrained",
     "run_in_turn",
     "run_sweep",
     "save_measurement",
