@@ -57,6 +57,7 @@ from nasbook.plots.recurrent_cells import draw_recurrent_cell, draw_recurrent_ce
 from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
 from nasbook.plots.sequence_results import plot_loss_over_time, plot_loss_panels, plot_parameters_by_nodes
 from nasbook.plots.series import plot_series
+from nasbook.plots.tabular_finds import finds_in_words, plot_finds
 
 __all__ = [
     "OKABE_ITO",
@@ -99,6 +100,7 @@ __all__ = [
     "explore_master",
     "explore_search",
     "family_tree_in_words",
+    "finds_in_words",
     "fitted_slope",
     "master_in_words",
     "operation_label",
@@ -112,6 +114,7 @@ __all__ = [
     "plot_candidate_weights",
     "plot_cell_widths",
     "plot_cycles",
+    "plot_finds",
     "plot_learning_curves",
     "plot_loss_by_neurons",
     "plot_loss_over_time",
