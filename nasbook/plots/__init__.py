@@ -57,6 +57,7 @@ from nasbook.plots.recurrent_cells import draw_recurrent_cell, draw_recurrent_ce
 from nasbook.plots.scaling import fitted_slope, plot_accuracy_against_size, plot_loss_by_neurons, plot_orders
 from nasbook.plots.sequence_results import plot_loss_over_time, plot_loss_panels, plot_parameters_by_nodes
 from nasbook.plots.series import plot_series
+from nasbook.plots.tabular_explorer import explore_table, pick_cell
 from nasbook.plots.tabular_finds import finds_in_words, plot_finds
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "explore_family_trees",
     "explore_master",
     "explore_search",
+    "explore_table",
     "family_tree_in_words",
     "finds_in_words",
     "fitted_slope",
@@ -106,6 +108,7 @@ __all__ = [
     "operation_label",
     "operation_styles",
     "pareto_in_words",
+    "pick_cell",
     "plot_accuracy_against_memory",
     "plot_accuracy_against_size",
     "plot_accuracy_matrices",
