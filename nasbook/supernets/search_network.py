@@ -210,9 +210,7 @@ class SearchNetwork(nn.Module):
         derived: dict[str, CellGenotype] = {}
         for (_, follows), kind in zip(roles, self.kinds, strict=True):
             if follows and kind not in derived:  # deriving waits for the device: only where a cell needs it
-                derived[kind] = (
-                    _relaxation(self.relaxations[kind]).derive() if self._chosen is None else self._chosen[kind]
-                )
+                derived[kind] = self._derived(kind)
         if self.engine == "fused":
             images = in_fast_layout(images)
         older, newer = self.stem(images)
@@ -222,6 +220,10 @@ class SearchNetwork(nn.Module):
             given = coefficients[kind] if weighs else None
             older, newer = newer, run(older, newer, given, derived[kind] if follows else None)
         return self.classifier(F.adaptive_avg_pool2d(newer, 1).flatten(1))
+
+    def _derived(self, kind: str) -> CellGenotype:
+        """The cell of this kind that a pass runs where it runs one only."""
+        return _relaxation(self.relaxations[kind]).derive() if self._chosen is None else self._chosen[kind]
 
     def _role(self, place: int) -> tuple[bool, bool]:
         """Whether a cell weighs its operations, and whether it runs those of the derived cell only."""
