@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from nasbook.data import ImageData, load_images
+from nasbook.data.formats import ARRAYS
 from nasbook.data.images import checksum_of
 from nasbook.genotypes import Genotype
 from nasbook.networks import DerivedNetwork
@@ -47,13 +48,12 @@ def benchmark_images(device: torch.device | str = "cpu") -> ImageData:
     learning = {image.numpy().tobytes() for image in first.train_images}
     left = torch.tensor([image.numpy().tobytes() not in learning for image in whole.train_images])
     assert int(left.sum()) == len(left) - LEARNING_IMAGES  # no image is there twice
-    arrays = {
-        "train_images": first.train_images,
-        "train_labels": first.train_labels,
-        "test_images": torch.cat([whole.test_images, whole.train_images[left]]),
-        "test_labels": torch.cat([whole.test_labels, whole.train_labels[left]]),
-    }
-    return replace(first, **arrays, checksum=checksum_of(arrays)).to(device)
+    data = replace(
+        first,
+        test_images=torch.cat([whole.test_images, whole.train_images[left]]),
+        test_labels=torch.cat([whole.test_labels, whole.train_labels[left]]),
+    )
+    return replace(data, checksum=checksum_of({name: getattr(data, name) for name in ARRAYS})).to(device)
 
 
 def build_trainee(genotype: Genotype, seed: int, data: ImageData) -> Trainee:

@@ -12,7 +12,6 @@ for all channels of all networks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from nasbook.data import ImageData, Loader, evaluation_batches
 from nasbook.errors import InvalidInput
-from nasbook.networks import CifarStem, DerivedNetwork
+from nasbook.networks import CifarStem, DerivedCell, DerivedNetwork
 from nasbook.operations import FactorizedReduction, MorphableConvolution, Pool, ReLUConvolution
 from nasbook.training.fit import DECAYS, FitConfig
 
@@ -68,24 +67,28 @@ class SideBySideReport:
 class _Stack(nn.Module):
     """A piece of several networks; ``parts`` are the pieces of each, alike in all but their numbers."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.parts = list(parts)  # a plain list: the networks keep their own parameters
+        self._paths: dict[str, str] = {}
 
     def stack(self, name: str, path: str) -> None:
         """Makes one parameter of all networks' parameters at ``path``."""
         values = [part.get_parameter(path).detach() for part in self.parts]
         self.register_parameter(name, nn.Parameter(torch.stack(values)))
-        self._paths = {**getattr(self, "_paths", {}), name: path}
+        self._paths[name] = path
 
     def stack_buffer(self, name: str, path: str) -> None:
         """The same for a buffer."""
         self.register_buffer(name, torch.stack([part.get_buffer(path) for part in self.parts]))
-        self._paths = {**getattr(self, "_paths", {}), name: path}
+        self._paths[name] = path
 
     def write_back(self) -> None:
         """Copies the stacked values into the networks."""
-        for name, path in getattr(self, "_paths", {}).items():
+        for name, path in self._paths.items():
             for part, value in zip(self.parts, getattr(self, name).detach(), strict=True):
                 own, _, last = path.rpartition(".")
                 getattr(part.get_submodule(own), last).data.copy_(value)
@@ -114,7 +117,8 @@ class _Norm(_Stack):
     def __init__(self, parts: Sequence[nn.Module], path: str) -> None:
         super().__init__(parts)
         norm = parts[0].get_submodule(path)
-        assert isinstance(norm, nn.BatchNorm2d) and norm.momentum is not None
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.momentum is not None
         self.eps, self.momentum = norm.eps, norm.momentum
         for name in ("weight", "bias"):
             self.stack(name, f"{path}.{name}")
@@ -210,7 +214,8 @@ class _Pool(nn.Module):
 
     def forward(self, x: Images) -> Images:
         networks, channels, batch, _ = x.shape
-        return self.pool(x.reshape(networks * channels, batch, self.size, self.size)).view(networks, channels, batch, -1)
+        pooled = self.pool(x.reshape(networks * channels, batch, self.size, self.size))
+        return pooled.view(networks, channels, batch, -1)
 
 
 class _ReLU(nn.Module):
@@ -238,27 +243,27 @@ def _layers(parts: Sequence[nn.Module], size: int) -> nn.Module:
         return nn.Sequential(*layers)
     if isinstance(first, ReLUConvolution) and first[1].kernel_size == (1, 1) and first[1].stride == (1, 1):
         return nn.Sequential(_ReLU(), _Map(parts, "1"), _Norm(parts, "2"))
-    raise InvalidInput(f"{type(first).__name__} has no form for networks side by side; train such a network with fit().")
+    raise InvalidInput(f"{type(first).__name__} has no form for networks side by side; train it with fit().")
 
 
 class _Cell(nn.Module):
     """The cells at one place of all networks' stacks: for every edge, the networks that have each operation there."""
 
-    def __init__(self, cells: Sequence[nn.Module], inputs: tuple[int, int], size: int, reduces: bool) -> None:
+    joined: Tensor
+
+    def __init__(self, cells: Sequence[DerivedCell], inputs: tuple[int, int], size: int, reduces: bool) -> None:
         super().__init__()
         genotypes = [cell.genotype for cell in cells]
         self.preprocessing = nn.ModuleList(
-            _layers([cell.preprocessing[place] for cell in cells], inputs[place])  # type: ignore[index, union-attr]
-            for place in range(2)
+            _layers([cell.preprocessing[place] for cell in cells], inputs[place]) for place in range(2)
         )
         self.output_size = -(-size // 2) if reduces else size
         self.intermediate = range(2, 2 + genotypes[0].nodes)
-        self.last = [genotype.output for genotype in genotypes]
         self.groups: list[tuple[int, int, str]] = []
         self.operations = nn.ModuleList()
         found: dict[tuple[int, int, str], list[tuple[int, nn.Module]]] = {}
         for number, cell in enumerate(cells):
-            for edge, operation in zip(cell.genotype.edges, cell.operations, strict=True):  # type: ignore[union-attr, arg-type]
+            for edge, operation in zip(cell.genotype.edges, cell.operations, strict=True):
                 found.setdefault((edge.target, edge.source, edge.operation), []).append((number, operation))
         for (target, source, name), members in sorted(found.items()):
             self.groups.append((target, source, name))
@@ -267,8 +272,8 @@ class _Cell(nn.Module):
             )
             numbers = torch.tensor([number for number, _ in members])
             self.register_buffer(f"members_{len(self.groups) - 1}", numbers, persistent=False)
-        # Which nodes each network joins; as many for all.
-        self.register_buffer("joined", torch.tensor(self.last).t() - 2, persistent=False)  # (outputs, networks)
+        # Which nodes each network joins, as many for all: (outputs, networks).
+        self.register_buffer("joined", torch.tensor([g.output for g in genotypes]).t() - 2, persistent=False)
 
     def forward(self, older: Images, newer: Images) -> Images:
         states = [self.preprocessing[0](older), self.preprocessing[1](newer)]
@@ -293,8 +298,8 @@ class SideBySide(nn.Module):
     """Several derived networks as one module.
 
     Args:
-        networks: of the same sizes, with the ``cifar`` stem, concatenation, and as many output nodes in each cell. Edges
-            and operations may differ. No drop path, no auxiliary head.
+        networks: of the same sizes, with the ``cifar`` stem, concatenation, and as many output nodes in each cell.
+            Edges and operations may differ. No drop path, no auxiliary head.
         size: height and width of the images, in pixels.
 
     Raises:
@@ -317,7 +322,7 @@ class SideBySide(nn.Module):
         self.cells = nn.ModuleList()
         older, newer = size, size
         for place in range(len(networks[0].cells)):
-            cells = [network.cells[place] for network in networks]
+            cells = [cell for network in networks if isinstance(cell := network.cells[place], DerivedCell)]
             stride = cells[0].placement.input_stride
             self.cells.append(_Cell(cells, (older, newer), newer, stride == 2))
             older, newer = newer, -(-newer // stride)
