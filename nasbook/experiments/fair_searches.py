@@ -231,7 +231,7 @@ def step_macs(run: Any) -> int:
 def search_macs(name: str, size: SearchSize, data: ImageData, seed: int) -> int:
     """Multiply-adds of a method's first step, by the readable engine, as the fused one multiplies zeros, too.
 
-    It is the cost of all steps where these are alike. Of one quick comparison, counted anew in every epoch, PC-DARTS took
+    It is the cost of all steps where these are alike. Of one quick comparison, counted anew every epoch, PC-DARTS took
     1.37 times as much (α is frozen at first), PR-DARTS 2.20 and with pruning only 1.34 (grace epochs, pools that grow),
     growing DARTS 0.95 and Firefly's cells 0.74 times as much (their networks grow).
     """

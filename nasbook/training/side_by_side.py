@@ -101,7 +101,7 @@ class _Map(_Stack):
         super().__init__(parts)
         self.stack("weight", f"{path}.weight")  # (networks, outputs, inputs, 1, 1)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "networks outputs batch pixels"]:
         networks, _, batch, pixels = x.shape
         y = torch.bmm(self.weight.flatten(2), x.reshape(networks, -1, batch * pixels))
         return y.view(networks, -1, batch, pixels)
@@ -154,12 +154,12 @@ class _Depthwise(_Stack):
         assert isinstance(convolution, nn.Conv2d)
         kernel = convolution.kernel_size[0]
         # What a kernel with a single one in it does to each pixel: linear in the kernel, so these say all.
-        taps = torch.eye(kernel * kernel).view(-1, 1, kernel, kernel)
-        pixels = torch.eye(size * size).view(-1, 1, size, size)
+        taps = torch.eye(kernel * kernel, dtype=convolution.weight.dtype).view(-1, 1, kernel, kernel)
+        pixels = torch.eye(size * size, dtype=convolution.weight.dtype).view(-1, 1, size, size)
         moved = F.conv2d(pixels, taps, None, convolution.stride, convolution.padding, convolution.dilation)
         self.register_buffer("positions", moved.flatten(2).permute(1, 0, 2).contiguous())  # (taps, pixels, new pixels)
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "networks channels batch new_pixels"]:
         networks, channels, batch, pixels = x.shape
         matrices = self.weight.view(networks * channels, -1) @ self.positions.flatten(1)
         y = torch.bmm(x.reshape(networks * channels, batch, pixels), matrices.view(networks * channels, pixels, -1))
@@ -176,7 +176,7 @@ class _Stem(_Stack):
 
     def forward(
         self, images: Float[Tensor, "sets batch channels height width"], set_of: Int64[Tensor, " networks"]
-    ) -> Images:
+    ) -> Float[Tensor, "networks stem batch pixels"]:
         sets, batch = images.shape[:2]
         kernel = self.weight.shape[-1]
         columns = F.unfold(images.flatten(0, 1), kernel, padding=kernel // 2)  # (sets·batch, inputs·taps, pixels)
@@ -196,7 +196,7 @@ class _FactorizedReduction(_Stack):
         self.norm = _Norm(parts, f"{prefix}norm")
         self.size = size
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "networks outputs batch new_pixels"]:
         size = self.size
         x = F.relu(x).view(*x.shape[:3], size, size)
         shifted = F.pad(x[..., 1:, 1:], (0, size % 2, 0, size % 2))
@@ -212,7 +212,7 @@ class _Pool(nn.Module):
         self.pool = pool
         self.size = size
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "networks channels batch new_pixels"]:
         networks, channels, batch, _ = x.shape
         pooled = self.pool(x.reshape(networks * channels, batch, self.size, self.size))
         return pooled.view(networks, channels, batch, -1)
@@ -275,7 +275,11 @@ class _Cell(nn.Module):
         # Which nodes each network joins, as many for all: (outputs, networks).
         self.register_buffer("joined", torch.tensor([g.output for g in genotypes]).t() - 2, persistent=False)
 
-    def forward(self, older: Images, newer: Images) -> Images:
+    def forward(
+        self,
+        older: Float[Tensor, "networks older batch older_pixels"],
+        newer: Float[Tensor, "networks newer batch newer_pixels"],
+    ) -> Float[Tensor, "networks outputs batch new_pixels"]:
         states = [self.preprocessing[0](older), self.preprocessing[1](newer)]
         networks, channels, batch, _ = states[0].shape
         groups = iter(range(len(self.groups)))
