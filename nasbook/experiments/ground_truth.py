@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nasbook.analysis import kendall_tau
 from nasbook.data import ImageData
+from nasbook.errors import InvalidInput
 from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, build_search, search_macs, step_macs
 from nasbook.experiments.records import DataSource, Record
 from nasbook.experiments.registry import Experiment, Workplace, register
@@ -167,13 +168,12 @@ def training_macs(data: ImageData, cells: Sequence[Genotype]) -> float:
 
 
 def truth_search(workplace: Workplace) -> dict[str, Any]:
-    """All searches and all look-ups with one seed.
+    """All searches with one seed.
 
     For every search ``rows``: the table's row of the derived cell after each epoch; ``row``: of the found one;
     ``seconds``; ``macs``: multiply-adds of one step; of some ``tau``: pairs of epoch and Kendall's τ; of EnTranNAS-DST
-    ``doubled``: after each epoch, how many operations were left out for want of a table with two on an edge. For every
-    look-up ``incumbents``: the row of the best so far after each query; ``rows``: of all queries. ``training macs``:
-    multiply-adds of one step of the recipe, the mean over the ranked cells.
+    ``doubled``: after each epoch, how many operations were left out for want of a table with two on an edge.
+    ``training macs``: multiply-adds of one step of the recipe, the mean over the ranked cells.
     """
     data, seed = benchmark_images(workplace.device), workplace.seed
     workplace.used = DataSource(data.name, data.source, data.checksum)
@@ -196,6 +196,17 @@ def truth_search(workplace: Workplace) -> dict[str, Any]:
             "macs": macs,
             **({"tau": taus} if name in RANKED else {}),
         }
+    return values
+
+
+def truth_look_ups(workplace: Workplace) -> dict[str, Any]:
+    """The methods that train cells one by one, on the table, with one seed.
+
+    Of each ``rows``: of all queries; and ``incumbents``: the row of the best so far after each query. A query shows the
+    validation accuracy of one of the cell's trainings, drawn anew each time.
+    """
+    seed = workplace.seed
+    values: dict[str, Any] = {}
     table = load_table()
     for name, proposer in LOOK_UPS.items():
         draws = generator(seed, "trainings")
@@ -276,25 +287,36 @@ class TruthRow:
     """Regret of random search at the same cost, with the same seed."""
 
 
-def truth_rows(record: Record, budget: int = 30) -> list[TruthRow]:
+def truth_rows(searched: Record, looked_up: Record, budget: int = 30) -> list[TruthRow]:
     """A row for every method: searches at their own cost, look-ups at ``budget`` queries.
 
     Random search gets as many queries as the method costs, rounded up, at least one.
+
+    Args:
+        searched: of ``truth-searches``.
+        looked_up: of ``truth-look-ups``, with the same seeds.
+        budget: queries of the look-ups.
+
+    Raises:
+        InvalidInput: the records have different seeds.
     """
+    if [m.seed for m in searched.measurements] != [m.seed for m in looked_up.measurements]:
+        raise InvalidInput("truth-searches and truth-look-ups need the same seeds to be compared.")
     table = load_table()
     rows = []
     for name in (*SEARCHES, *LOOK_UPS):
-        cost = float(budget) if name in LOOK_UPS else queries_of(record, name)
+        is_search = name in SEARCHES
+        cost = queries_of(searched, name) if is_search else float(budget)
         whole = min(QUERIES, max(1, int(np.ceil(cost))))
-        found: Sequence[Mapping[str, Any]] = record.values(name)
-        last = [v["incumbents"][budget - 1] if name in LOOK_UPS else v["row"] for v in found]
+        found: Sequence[Mapping[str, Any]] = (searched if is_search else looked_up).values(name)
+        last = [value["row"] if is_search else value["incumbents"][budget - 1] for value in found]
         rows.append(
             TruthRow(
                 name,
                 cost,
                 np.array([table.regret(row) for row in last]),
                 np.array([float(table[row].rank) for row in last]),
-                final_regrets(record, "random search", whole),
+                final_regrets(looked_up, "random search", whole),
             )
         )
     return rows
@@ -303,9 +325,19 @@ def truth_rows(record: Record, budget: int = 30) -> list[TruthRow]:
 register(
     Experiment(
         "truth-searches",
-        "Every method on the tabular benchmark: regret, rank, and how supernets rank cells",
+        "Every supernet's search on the tabular benchmark: regret, rank, and how supernets rank cells",
         CHAPTER,
         truth_search,
+        least=10,
+    )
+)
+
+register(
+    Experiment(
+        "truth-look-ups",
+        "Random search, regularised evolution and local search on the tabular benchmark",
+        CHAPTER,
+        truth_look_ups,
         least=10,
     )
 )

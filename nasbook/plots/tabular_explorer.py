@@ -210,12 +210,15 @@ _PAGE = """
   function rowOf(code) {{ return rows[canonical(code)]; }}
   function percent(value) {{ return (value / 1000).toFixed(2) + " %"; }}
   function near(row) {{
-    const found = [], code = t.codes[row];
-    for (let edge = 0; edge < 5; edge++) for (let column = 0; column < t.looks.length; column++) {{
-      const other = rowOf(code.slice(0, edge) + column + code.slice(edge + 1));
-      if (other !== undefined && other !== row && !found.some(function (f) {{ return f.row === other; }}))
-        found.push({{row: other, edge: edge, column: column}});
-    }}
+    const found = [], own = t.codes[row], alike = [own];
+    if (own[4] === "0") alike.push(own[2] + own[3] + own[0] + own[1] + "0");
+    alike.forEach(function (code) {{
+      for (let edge = 0; edge < 5; edge++) for (let column = 0; column < t.looks.length; column++) {{
+        const other = rowOf(code.slice(0, edge) + column + code.slice(edge + 1));
+        if (other !== undefined && other !== row && !found.some(function (f) {{ return f.row === other; }}))
+          found.push({{row: other, edge: edge, column: column}});
+      }}
+    }});
     return found.sort(function (a, b) {{ return t.test[b.row] - t.test[a.row] || a.row - b.row; }});
   }}
   function place(row) {{

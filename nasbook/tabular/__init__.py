@@ -4,7 +4,7 @@
 :mod:`nasbook.tabular.recipe`, the script that made the table is ``tools/tabular.py``.
 """
 
-from nasbook.tabular.space import TABULAR_SPACE, TabularCells, canonical, code_of, genotype_of
+from nasbook.tabular.space import TABULAR_SPACE, TabularCells, canonical, code_of, genotype_of, labellings
 from nasbook.tabular.table import Entry, Table, load_table
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "canonical",
     "code_of",
     "genotype_of",
+    "labellings",
     "load_table",
 ]

@@ -16,7 +16,16 @@ import torch
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import ZERO, CellGenotype, CellSpace, Edge, Genotype, Space
 
-__all__ = ["TABULAR_SPACE", "TabularCells", "canonical", "code_of", "genotype_of"]
+__all__ = [
+    "TABULAR_SPACE",
+    "TabularCells",
+    "all_codes",
+    "canonical",
+    "canonical_codes",
+    "code_of",
+    "genotype_of",
+    "labellings",
+]
 
 TABULAR_SPACE = Space((ZERO, "skip_connect", "sep_conv_3x3", "avg_pool_3x3"), nodes=2, kinds=("reduction",))
 """What a search gets. Networks have two cells, both at a reduction, so that one kind of cell is all there is."""
@@ -83,16 +92,19 @@ def code_of(genotype: Genotype | CellGenotype) -> Code:
     return tuple(code.values())
 
 
-def canonical(code: Code) -> Code:
-    """The code of the same graph that comes first in order: equal codes mean isomorphic cells.
+def labellings(code: Code) -> tuple[Code, ...]:
+    """The codes of the same graph: one where node 3 reads node 2, else two, which may be equal.
 
     The inputs differ, and so do the nodes where one reads the other. Where node 3 does not read node 2, they can change
     places: the output has the same channels in another order, and only initial weights tell the networks apart.
     """
-    *into_2, first, second, between = code
-    if between:
-        return tuple(code)
-    return min((*into_2, first, second, 0), (first, second, *into_2, 0))
+    a, b, c, d, between = code
+    return ((a, b, c, d, between),) if between else ((a, b, c, d, 0), (c, d, a, b, 0))
+
+
+def canonical(code: Code) -> Code:
+    """The first of a graph's labellings: equal codes mean isomorphic cells."""
+    return min(labellings(code))
 
 
 @cache
@@ -124,13 +136,15 @@ class TabularCells(CellSpace):
         return genotype_of(codes[int(torch.randint(len(codes), (), generator=draws))])
 
     def neighbours(self, genotype: Genotype) -> tuple[Genotype, ...]:
-        own = canonical(code_of(genotype))
+        own = code_of(genotype)
         found = set()
-        for edge, column in itertools.product(range(len(own)), range(len(TABULAR_SPACE.operations))):
-            changed = (*own[:edge], column, *own[edge + 1 :])
+        columns = range(len(TABULAR_SPACE.operations))
+        # All labellings: an edge between the nodes can be added in either direction.
+        for code, edge, column in itertools.product(labellings(own), range(len(own)), columns):
+            changed = (*code[:edge], column, *code[edge + 1 :])
             if changed in _valid():
                 found.add(canonical(changed))
-        return tuple(genotype_of(code) for code in sorted(found - {own}))
+        return tuple(genotype_of(code) for code in sorted(found - {canonical(own)}))
 
 
 @cache

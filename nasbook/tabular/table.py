@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -208,12 +209,12 @@ class Table:
 @cache
 def _load(path: Path) -> Table:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS}
             provenance = json.loads(str(file["provenance"]))
     except FileNotFoundError:
         raise InvalidInput(f"There is no table at {path}. tools/tabular.py makes one.") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path} is not a table of nasbook: {error}.") from None
     cells = {len(arrays[name]) for name in ARRAYS}
     if len(cells) > 1 or arrays["codes"].shape[1:] != (len(TABULAR_SPACE.edges),):
