@@ -88,7 +88,7 @@ def explore_table(table: Table, paths: Mapping[str, Sequence[int]] | None = None
         "paths": [[name, list(map(int, rows))] for name, rows in paths.items()],
         **_frame(entries),
     }
-    written = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    written = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     key = hashlib.sha256(written.encode()).hexdigest()[:12]
     best = table.best
     alt = (
@@ -145,17 +145,16 @@ def _drawing(entries: Sequence[Entry], shown: Entry, data: Mapping[str, Any]) ->
         text((_LEFT + _RIGHT) / 2, _BOTTOM + 34, "multiply-adds for an image"),
         text(_LEFT, _BOTTOM + 16, f"{data['x'][0]:,}", "start", font_size=10),
         text(_RIGHT, _BOTTOM + 16, f"{data['x'][1]:,}", "end", font_size=10),
-        text(_LEFT + 6, _TOP + 4, f"test accuracy; {scale}", "start", font_size=10),
+        text(_LEFT + 6, _TOP - 5, f"test accuracy; {scale}", "start", font_size=10),
     ]
     code = code_of(shown.genotype)
-    edges = []
+    edges, targets = [], []
     for number, ((source, target), column) in enumerate(zip(TABULAR_SPACE.edges, code, strict=True)):
         look = data["looks"][column]
         (x1, y1), (x2, y2) = _NODES[source], _NODES[target]
         edges.append(
             tag(
                 "path",
-                tag("title", f"{_edge_names()[number]}: {html.escape(look['name'])}"),
                 d=f"M{x1} {y1}L{x2} {y2}",
                 stroke=look["colour"],
                 stroke_width=look["width"],
@@ -163,7 +162,11 @@ def _drawing(entries: Sequence[Entry], shown: Entry, data: Mapping[str, Any]) ->
                 class_="edge",
             )
         )
+        # A finger doesn't meet a thin, dashed line; it meets this one.
+        name = tag("title", f"{_edge_names()[number]}: {html.escape(look['name'])}")
+        targets.append(tag("path", name, d=f"M{x1} {y1}L{x2} {y2}", class_="target"))
     parts.append(tag("g", "".join(edges), fill="none"))
+    parts.append(tag("g", "".join(targets), fill="none", stroke="transparent", stroke_width="16"))
     for node in (2, 3):
         (x1, y1), (x2, y2) = _NODES[node], _OUTPUT
         parts.append(tag("path", d=f"M{x1} {y1}L{x2} {y2}", stroke=FAINT, stroke_width="1", class_="out"))
@@ -209,17 +212,19 @@ _PAGE = """
   }}
   function rowOf(code) {{ return rows[canonical(code)]; }}
   function percent(value) {{ return (value / 1000).toFixed(2) + " %"; }}
-  function near(row) {{
-    const found = [], own = t.codes[row], alike = [own];
-    if (own[4] === "0") alike.push(own[2] + own[3] + own[0] + own[1] + "0");
-    alike.forEach(function (code) {{
-      for (let edge = 0; edge < 5; edge++) for (let column = 0; column < t.looks.length; column++) {{
-        const other = rowOf(code.slice(0, edge) + column + code.slice(edge + 1));
-        if (other !== undefined && other !== row && !found.some(function (f) {{ return f.row === other; }}))
-          found.push({{row: other, edge: edge, column: column}});
-      }}
-    }});
-    return found.sort(function (a, b) {{ return t.test[b.row] - t.test[a.row] || a.row - b.row; }});
+  function near(code) {{
+    const found = [], own = rowOf(code);
+    function add(changed, edge, column, turned) {{
+      const row = rowOf(changed);
+      if (row !== undefined && row !== own && !found.some(function (f) {{ return f.row === row; }}))
+        found.push({{row: row, code: changed, edge: edge, column: column, turned: turned}});
+    }}
+    for (let edge = 0; edge < 5; edge++) for (let column = 0; column < t.looks.length; column++)
+      add(code.slice(0, edge) + column + code.slice(edge + 1), edge, column, false);
+    // The edge between the nodes can be added in either direction.
+    if (code[4] === "0") for (let column = 1; column < t.looks.length; column++)
+      add(code[2] + code[3] + code[0] + code[1] + column, 4, column, true);
+    return found.sort(function (a, b) {{ return t.rank[a.row] - t.rank[b.row]; }});
   }}
   function place(row) {{
     const f = t.frame, w = Math.max(1, t.x[1] - t.x[0]), h = Math.max(1, t.y[1] - t.y[0]);
@@ -229,6 +234,7 @@ _PAGE = """
   document.querySelectorAll('.nasbook-table[data-table="{key}"]:not([data-ready])').forEach(function (box) {{
     box.dataset.ready = "yes";
     const svg = box.querySelector("svg"), edges = svg.querySelectorAll(".edge"), outs = svg.querySelectorAll(".out");
+    const targets = svg.querySelectorAll(".target");
     const part = function (name) {{ return box.querySelector('[data-part="' + name + '"]'); }};
     const menus = box.querySelectorAll("[data-edge]");
     let code = t.codes[t.rank.indexOf(1)], timer = null;
@@ -239,14 +245,15 @@ _PAGE = """
         edge.setAttribute("stroke", own.colour);
         edge.setAttribute("stroke-width", own.width);
         edge.setAttribute("stroke-dasharray", own.dash || "none");
-        edge.querySelector("title").textContent = menus[number].parentNode.firstChild.textContent + ": " + own.name;
+        targets[number].querySelector("title").textContent =
+          menus[number].parentNode.firstChild.textContent.trim() + ": " + own.name;
         menus[number].value = own.name;
       }});
       const there = [code[0] + code[1] !== "00", code[2] + code[3] + code[4] !== "000"];
       outs.forEach(function (out, node) {{ out.setAttribute("visibility", there[node] ? "visible" : "hidden"); }});
       const at = place(row), ring = svg.querySelector(".ring");
       ring.setAttribute("cx", at[0]); ring.setAttribute("cy", at[1]);
-      const beside = near(row), best = Math.max.apply(null, t.test);
+      const beside = near(code), best = Math.max.apply(null, t.test);
       svg.querySelector(".near").innerHTML = beside.map(function (n) {{
         const p = place(n.row);
         return '<circle cx="' + p[0].toFixed(1) + '" cy="' + p[1].toFixed(1) + '" r="3.4" fill="#D55E00"/>';
@@ -260,14 +267,16 @@ _PAGE = """
         (t.codes[row] === code ? "" : " The table keeps this graph with nodes 2 and 3 exchanged.");
       svg.setAttribute("aria-label", part("words").textContent);
       const list = part("near");
-      list.textContent = beside.length + " neighbours: ";
+      const better = beside.filter(function (n) {{ return t.test[n.row] > t.test[row]; }}).length;
+      list.textContent = beside.length + " neighbours, " + (better || "none") + " better: ";
       beside.forEach(function (n, number) {{
         const button = document.createElement("button"), gain = (t.test[n.row] - t.test[row]) / 1000;
         button.style.cssText = "{control}; font-size: 11px; margin: 1px";
-        const change = menus[n.edge].parentNode.firstChild.textContent.trim() + ": " + look[n.column].name;
+        const name = n.turned ? "3 → 2" : menus[n.edge].parentNode.firstChild.textContent.trim();
+        const change = name + ": " + look[n.column].name + (n.turned ? ", nodes exchanged" : "");
         button.textContent = (number ? "" : "best: ") + change + " " + (gain < 0 ? "−" : "+") +
           Math.abs(gain).toFixed(2) + " (rank " + t.rank[n.row] + ")";
-        button.onclick = function () {{ go(t.codes[n.row]); }};
+        button.onclick = function () {{ stop(); go(n.code); list.querySelector("button").focus(); }};
         list.appendChild(button);
       }});
     }}
@@ -281,7 +290,7 @@ _PAGE = """
       menu.disabled = false;
       menu.onchange = function () {{ stop(); go(changed(edge, menu.selectedIndex)); }};
     }});
-    edges.forEach(function (line, edge) {{
+    targets.forEach(function (line, edge) {{
       line.style.cursor = "pointer";
       line.onclick = function (event) {{
         event.stopPropagation(); stop();
@@ -316,7 +325,7 @@ _PAGE = """
       paths.onchange = function () {{
         stop(); step.max = t.paths[paths.selectedIndex][1].length - 1; step.value = 0; replay();
       }};
-      step.max = t.paths[0][1].length - 1;
+      step.max = t.paths[paths.selectedIndex][1].length - 1; step.value = 0;
       step.oninput = function () {{ stop(); replay(); }};
       play.onclick = function () {{
         if (timer) return stop();
