@@ -15,6 +15,10 @@ from nasbook.tabular.space import all_codes, canonical
 CHAPTER = "08-ground-truth-and-fair-comparison"
 
 
+NOTHING = "Nothing came back: replace the dots, and return the result."
+"""The hint for an answer that returns None."""
+
+
 # --- how many cells differ --------------------------------------------------------------------------------------------
 
 Count = Callable[[int], Any]
@@ -51,6 +55,8 @@ WRONG_COUNTS: dict[str, Count] = {
 def _check_count(answer: Count) -> str | None:
     cases = (1, 2, 3, 4)
     got = [answer(case) for case in cases]
+    if None in got:
+        return NOTHING
     for hint, wrong in WRONG_COUNTS.items():
         if got == [wrong(case) for case in cases]:
             return hint
@@ -89,7 +95,10 @@ WRONG_CHANCES: dict[str, Chance] = {
 
 def _check_chance(answer: Chance) -> str | None:
     cases = [(855, 10, 30), (855, 43, 59), (12, 3, 5), (12, 3, 10), (7, 1, 4)]
-    got = [float(answer(*case)) for case in cases]
+    found_chances = [answer(*case) for case in cases]
+    if None in found_chances:
+        return NOTHING
+    got = [float(value) for value in found_chances]
     for hint, wrong in WRONG_CHANCES.items():
         if np.allclose(got, [wrong(*case) for case in cases], rtol=1e-6, atol=1e-9):
             return hint
@@ -129,6 +138,8 @@ WRONG_CANONICALS: dict[str, Canonical] = {
 
 def _check_canonical(answer: Canonical) -> str | None:
     codes = all_codes()
+    if answer(codes[0]) is None:
+        return NOTHING
     got = [tuple(answer(code)) for code in codes]
     for hint, wrong in WRONG_CANONICALS.items():
         if got == [wrong(code) for code in codes]:
@@ -175,6 +186,8 @@ def _check_step(answer: Step) -> str | None:
     scores = {"a": 0.90, "b": 0.92, "c": 0.95, "d": 0.91, "e": 0.95, "f": 0.99, "g": 0.80}
     cases = [("a", ["d", "b", "c"]), ("c", ["a", "b", "d"]), ("c", ["a", "e"]), ("g", ["a", "d"]), ("e", ["c", "b"])]
     got = [answer(scores, position, list(others)) for position, others in cases]
+    if all(value is None for value in got):
+        return NOTHING
     for hint, wrong in WRONG_STEPS.items():
         if got == [wrong(scores, *case) for case in cases]:
             return hint
@@ -218,6 +231,8 @@ def _check_generation(answer: Generation) -> str | None:
         ([(0.99, "a"), (0.7, "b"), (0.8, "c"), (0.75, "d")], (0.6, "e")),
         ([(0.5, "a")], (0.4, "b")),
     ]
+    if answer(list(cases[0][0]), cases[0][1]) is None:
+        return NOTHING
     got = [list(answer(list(population), child)) for population, child in cases]
     for hint, wrong in WRONG_GENERATIONS.items():
         if got == [wrong(list(population), child) for population, child in cases]:
@@ -285,6 +300,8 @@ def _check_interval(answer: Between) -> str | None:
         (np.array([0.95, 0.93, 0.96]), np.array([0.94, 0.93, 0.94])),
         (np.array([0.90, 0.88, 0.93, 0.91, 0.89]), np.array([0.91, 0.86, 0.90, 0.92, 0.87])),
     ]
+    if answer(*cases[0]) is None:
+        return NOTHING
     got = [tuple(map(float, answer(a.copy(), b.copy()))) for a, b in cases]
     if any(len(pair) != 2 for pair in got):
         return "Give two numbers, the lower and the upper end."

@@ -5,6 +5,7 @@ import pytest
 from nasbook.exercises import grade, list_exercises
 from nasbook.exercises.ground_truth import (
     CHAPTER,
+    NOTHING,
     WRONG_CANONICALS,
     WRONG_CHANCES,
     WRONG_COUNTS,
@@ -33,6 +34,11 @@ def test_all_exercises_of_the_chapter_are_here():
 def test_wrong_answers_get_their_hints(name):
     for hint, wrong in HINTS[name].items():
         assert grade(name, wrong) == hint
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_the_empty_stub_gets_a_word(name):
+    assert grade(name, lambda *_: None) == NOTHING
 
 
 def test_right_answers_of_other_forms_pass():
