@@ -290,7 +290,7 @@ WRONG_INTERVALS: dict[str, Between] = {
     "n differences have n − 1 degrees of freedom.": lambda a, b: _with(
         a, b, lambda n: float(stats.t.ppf(0.975, n)) / math.sqrt(n)
     ),
-    "Asked is a − b.": lambda a, b: _paired(b, a),
+    "Asked is a − b, and not b − a.": lambda a, b: _paired(b, a),
 }
 """Hints, and the answers that they are for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,12 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, NullLocator
 
-from nasbook.analysis import Interval, mean_interval, pareto_front
 from nasbook.errors import InvalidInput, unknown_name
 from nasbook.plots.cells import figure_of, text_size
 from nasbook.plots.continual_results import plain_size
 from nasbook.plots.history import as_array
 from nasbook.plots.palette import FAINT, INK, LINE_COLOURS, MARKERS, PAGE_WIDTH, styled
+
+if TYPE_CHECKING:
+    from nasbook.analysis import Interval
 
 __all__ = ["pareto_in_words", "plot_pareto"]
 
@@ -43,6 +45,8 @@ class _Method:
 
 
 def _methods(points: Points) -> list[_Method]:
+    from nasbook.analysis import pareto_front  # here, as its package imports torch, and drawings don't
+
     if not points:
         raise InvalidInput("points: expected at least one method with its costs and accuracies, got none.")
     costs, accuracies = [], []
@@ -67,6 +71,8 @@ def _methods(points: Points) -> list[_Method]:
 
 
 def _interval(values: Float[np.ndarray, " seeds"]) -> Interval:
+    from nasbook.analysis import Interval, mean_interval
+
     return mean_interval(values) if len(values) > 1 else Interval(*[float(values[0])] * 3)
 
 

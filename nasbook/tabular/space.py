@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import ZERO, CellGenotype, CellSpace, Edge, Genotype, Space
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "TABULAR_SPACE",
@@ -132,6 +134,8 @@ class TabularCells(CellSpace):
     """
 
     def random(self, draws: torch.Generator) -> Genotype:
+        import torch
+
         codes = canonical_codes()
         return genotype_of(codes[int(torch.randint(len(codes), (), generator=draws))])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import nasbook
 from nasbook.continual import Slots, free_entries
@@ -85,6 +86,7 @@ from nasbook.supernets import (
     split_candidates,
     strongest_edges,
 )
+from nasbook.tabular import canonical
 from nasbook.training import BatchGrowth
 
 
@@ -407,6 +409,16 @@ def fisher(w, x):
     return (p * (1 - p) * x**2).mean(0)
 
 
+def different_cells(choices):
+    """By the lemma of Burnside: labelled cells that use both nodes, and their exchange's fixed points."""
+    used = (choices + 1) ** 2 - 1
+    return used * (choices + 1) ** 2 * choices + (used**2 + used) // 2 + used
+
+
+def best_neighbour(scores, position, neighbours):
+    return max([position, *neighbours], key=scores.get)
+
+
 RIGHT = {
     "darts.count": math.prod(math.comb(n, 2) * 5**2 for n in range(2, 7)),
     "darts.softmax": lambda p, g: p * (g - p @ g),
@@ -457,6 +469,12 @@ RIGHT = {
     "firefly.forgetting": lost,
     "firefly.mask": straight_through,
     "firefly.fisher": fisher,
+    "truth.count": different_cells,
+    "truth.chance": lambda cells, best, queries: stats.hypergeom.sf(0, cells, best, queries),
+    "truth.canonical": canonical,
+    "truth.step": best_neighbour,
+    "truth.ageing": lambda population, child: [*population[1:], child],
+    "truth.interval": lambda a, b: stats.ttest_rel(a, b).confidence_interval(),
 }
 
 
