@@ -211,6 +211,7 @@ def _work(sweep: Sweep, trial: Trial, attempt: int, news: Any, version: str, dat
 
     def note(progress: Progress) -> None:
         with contextlib.suppress(Exception):  # nothing depends on it
-            news.put_nowait((trial.name, attempt, asdict(progress)))
+            # Not news.put_nowait, which waits: Ray gives the CPU of a worker that waits to the next trial.
+            news.actor.put_nowait.remote((trial.name, attempt, asdict(progress)))
 
     return run_trial(sweep, trial, note)

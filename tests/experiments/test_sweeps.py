@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import nasbook
 from nasbook.errors import InvalidInput, TrainingDiverged
 from nasbook.experiments import (
     METHOD_PREFIX,
@@ -360,6 +362,17 @@ def test_more_than_this_machine_has():
     with pytest.raises(InvalidInput, match=r"A trial is to have 0.25 GPUs, and this machine gives Ray 0\."):
         Cluster(gpus_per_trial=0.25).require_enough({"CPU": 2.0})
     Cluster(gpus_per_trial=0.25).require_enough({"CPU": 2.0, "GPU": 1.0})
+
+
+def test_a_worker_that_tells_does_not_wait(toys, scale, tmp_path):
+    """Ray lends the CPU of a worker that waits to the next trial, and more trials run than there are CPUs."""
+    sweep = Sweep(plan_trials(["toy"], [scale], [0]), tmp_path)
+    sweep.folder.mkdir(exist_ok=True)
+    sweep.status_file.touch()
+    sent: list[Any] = []
+    news = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=sent.append)))
+    assert sweeps_on_ray._work(sweep, sweep.trials[0], 1, news, nasbook.__version__, None).measurement is not None
+    assert sent and {(name, attempt) for name, attempt, _ in sent} == {(sweep.trials[0].name, 1)}
 
 
 def test_without_ray(toys, scale, tmp_path, monkeypatch):
