@@ -23,6 +23,7 @@ import tyro
 from scipy import stats
 
 import growth
+import tabular
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import DARTS_SPACE, Space
 
@@ -76,6 +77,16 @@ def test_memory():
         assert (largest["engine"], largest["kind"]) == (engine, "largest")
         assert memory.saved_bytes(TINY, engine, largest["batch"], CPU) <= 100_000
         assert memory.saved_bytes(TINY, engine, largest["batch"] + 1, CPU) > 100_000
+
+
+def test_tabular():
+    options = tabular.Options(rounds=1, networks=(2,))
+    asked = tabular.measure_look_ups(options)
+    assert [row["work"] for row in asked] == ["load", "look-up", "look-up again", "neighbours"]
+    assert all(row["seconds"] > 0 for row in asked)
+    alone, two = tabular.measure_training(options, CPU)
+    assert (alone["networks"], alone["speed_up"], two["networks"]) == (1, 1.0, 2)
+    assert two["speed_up"] == pytest.approx(alone["seconds"] / two["seconds"])
 
 
 def test_the_exponents_of_power_laws():
