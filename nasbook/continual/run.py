@@ -265,7 +265,8 @@ class ContinualRun(Run, ABC):
         self._stepping = False
         return ContinualReport(
             self.epoch + 1,
-            **means,
+            train_loss=means["train_loss"],
+            train_accuracy=means["train_accuracy"],
             validation_loss=loss,
             validation_accuracy=row[-1] if row else float("nan"),
             learning_rate=rate,

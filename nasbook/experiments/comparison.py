@@ -34,7 +34,7 @@ from nasbook.analysis import (
 )
 from nasbook.errors import InvalidInput, TrainingDiverged
 from nasbook.experiments.comparison_scale import ComparisonScale, comparison_scale
-from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, build_search, search_macs, step_macs
+from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, counted_search, search_macs, step_macs
 from nasbook.experiments.image_cells import derived_network, train_derived
 from nasbook.experiments.records import Record
 from nasbook.experiments.registry import Experiment, Workplace, register
@@ -82,16 +82,15 @@ def search_size(scale: ComparisonScale) -> SearchSize:
     return SearchSize(scale.space, scale.search_epochs, scale.search_batch, scale.search_channels, scale.search_cells)
 
 
-def samples_within(budget: float, macs: float, steps: int, most: int) -> int:
+def samples_within(budget: float, macs: float, most: int) -> int:
     """How many cells can be trained for a budget, at least four, so that evolution has a population.
 
     Args:
         budget: multiply-adds.
-        macs: of a training step of one cell.
-        steps: of the training of one cell.
+        macs: of the training of one cell.
         most: at most so many.
     """
-    return max(4, min(most, int(budget / (macs * steps))))
+    return max(4, min(most, int(budget / macs)))
 
 
 def compare(workplace: Workplace) -> dict[str, Any]:
@@ -114,27 +113,21 @@ def compare(workplace: Workplace) -> dict[str, Any]:
         "cells": size.cells,
         "learning_rate": size.learning_rate,
     }
+    one = random_search.Search(random_search.Config(**settings, samples=1), data, size.without_zero, seed)
+    macs_of_sample = _sample_macs(one) * steps * scale.sample_epochs
     for name in COMPARED:
         spent: dict[str, Any] = {"search_macs": 0.0, "search_seconds": 0.0, "passes": 0, "samples": 0}
         try:
             genotype = cell
             if name in BASELINES:
-                one = random_search.Search(
-                    random_search.Config(**settings, samples=1), data, size.without_zero, seed
-                )
-                macs = _sample_macs(one)
-                samples = samples_within(budget, macs, steps * scale.sample_epochs, scale.most_samples)
+                samples = samples_within(budget, macs_of_sample, scale.most_samples)
                 search = BASELINES[name]({**settings, "samples": samples}, data, size.without_zero, seed)
                 workplace.drive(search, f"search {name}")
-                spent.update(
-                    search_macs=macs * steps * len(search.history),
-                    samples=samples,
-                )
+                spent.update(search_macs=macs_of_sample * samples, samples=samples)
             elif name in SUPERNETS:
-                macs = search_macs(name, size, data, seed)
-                search = build_search(name, size, data, seed)
+                search = counted_search(name, size, data, seed)
                 workplace.drive(search, f"search {name}")
-                spent.update(search_macs=float(macs * steps * len(search.history)))
+                spent.update(search_macs=sum(report.measured["macs"] for report in search.history))
             if name != RANDOM_CELL:
                 result = search.result()
                 genotype = result.genotype

@@ -25,7 +25,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "nodes": 2,
         "search_epochs": 8,
         "search_batch": 64,
-        "epochs": 10,
+        "epochs": 8,
         "batch": 64,
         "cells": 5,
         "sample_epochs": 4,

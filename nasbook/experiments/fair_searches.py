@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,15 +31,14 @@ from nasbook.methods import (
     stretchable,
 )
 from nasbook.networks import GROWING_SPACE
+from nasbook.training import Run
 
-__all__ = ["SUPERNETS", "SearchSize", "build_search", "search_macs", "step_macs"]
-
+__all__ = ["STEADY", "SUPERNETS", "SearchSize", "build_search", "counted_search", "search_macs", "step_macs"]
 
 
 def distance(config: Any) -> float:
     """Rate × steps of α on CIFAR-10 with a paper's configuration; half of the 50,000 images are for α."""
     return float(config.architecture_learning_rate * config.epochs * (25_000 // config.batch_size))
-
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,9 @@ SUPERNETS: dict[str, Callable[[SearchSize, ImageData, int], Any]] = {
 }
 """Every method that trains a network with all candidates: its name in tables → what builds its search."""
 
+STEADY = ("DARTS, first order", "DARTS, second order", "MiLeNAS", "Stretchable")
+"""Those of them whose steps all cost the same."""
+
 
 def build_search(name: str, size: SearchSize, data: ImageData, seed: int) -> Any:
     """A method's search with the numbers of a comparison.
@@ -220,22 +223,47 @@ def _backward_flops(
 
 
 def step_macs(run: Any) -> int:
-    """Multiply-adds of one step of a run, forward and backward, counted while it makes its first one."""
+    """Multiply-adds of one step of a run, forward and backward, counted while it makes the first one of its epoch."""
     mapping = {torch.ops.aten.convolution_backward: _backward_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         run.begin_epoch()
-        run.run_step(0)
+        run.run_step(run.epoch * run.steps_per_epoch)
     return counter.get_total_flops() // 2
 
 
 def search_macs(name: str, size: SearchSize, data: ImageData, seed: int) -> int:
-    """Multiply-adds of a method's first step, by the readable engine, as the fused one multiplies zeros, too.
+    """Multiply-adds of a method's first step, by the readable engine, as the fused one multiplies zeros, too."""
+    return step_macs(_readable(name, size, data, seed))
 
-    It is the cost of all steps where these are alike. Of one quick comparison, counted anew every epoch, PC-DARTS took
-    1.37 times as much (α is frozen at first), PR-DARTS 2.20 and with pruning only 1.34 (grace epochs, pools that grow),
-    growing DARTS 0.95 and Firefly's cells 0.74 times as much (their networks grow).
+
+def counted_search(name: str, size: SearchSize, data: ImageData, seed: int) -> Any:
+    """A method's search that counts what it costs: its reports' ``measured`` has an epoch's multiply-adds as ``macs``.
+
+    Steps of one epoch cost the same; those of different epochs don't, where α rests at first, pools change, edges leave
+    or cells grow. So after every epoch its state goes into a copy with the readable engine, which makes one step more and
+    counts.
+
+    Raises:
+        InvalidInput: as :func:`build_search`.
     """
+    search = build_search(name, size, data, seed)
+    steady = search_macs(name, size, data, seed) if name in STEADY else None
+
+    def watch(run: Run) -> dict[str, float]:
+        macs = steady
+        if macs is None:
+            copy = _readable(name, size, data, seed)
+            copy.load_state_dict(deepcopy(run.state_dict()))  # optimisers take tensors over as they are
+            copy.step = 0
+            macs = step_macs(copy)
+        return {"macs": float(macs * run.step)}
+
+    search.watch = watch
+    return search
+
+
+def _readable(name: str, size: SearchSize, data: ImageData, seed: int) -> Any:
     search = build_search(name, size, data, seed)
     if hasattr(search.config, "engine"):
         search = type(search)(replace(search.config, engine="readable"), data, search.space, seed)
-    return step_macs(search)
+    return search

@@ -17,7 +17,7 @@ from torch import Tensor
 from nasbook.analysis import kendall_tau
 from nasbook.data import ImageData
 from nasbook.errors import InvalidInput
-from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, build_search, search_macs, step_macs
+from nasbook.experiments.fair_searches import SUPERNETS, SearchSize, counted_search, step_macs
 from nasbook.experiments.records import DataSource, Record
 from nasbook.experiments.registry import Experiment, Workplace, register
 from nasbook.genotypes import Edge, Genotype, random_genotype
@@ -33,7 +33,7 @@ from nasbook.methods.sampled_search import Proposer, look_up
 from nasbook.seeding import generator
 from nasbook.tabular import TABULAR_SPACE, TabularCells, load_table
 from nasbook.tabular.recipe import CELLS, CHANNELS, RECIPE, benchmark_images, build_trainee
-from nasbook.training import Fit, kept_statistics
+from nasbook.training import Fit, Run, kept_statistics
 
 __all__ = [
     "CANNOT",
@@ -156,14 +156,14 @@ def _tau(search: GradientSearch, cells: Sequence[Genotype]) -> float:
 
 
 def training_macs(data: ImageData, cells: Sequence[Genotype]) -> float:
-    """The same for a step of the recipe, the mean over cells."""
+    """Multiply-adds of all steps of the recipe, the mean over cells."""
     counts = []
     for genotype in cells:
         trainee = build_trainee(genotype, 0, data)
         fit = Fit(
             trainee.network, data, RECIPE, train_indices=trainee.train_indices, held_out=trainee.held_out
         )
-        counts.append(step_macs(fit))
+        counts.append(step_macs(fit) * fit.steps_per_epoch * fit.total_epochs)
     return float(np.mean(counts))
 
 
@@ -171,20 +171,18 @@ def truth_search(workplace: Workplace) -> dict[str, Any]:
     """All searches with one seed.
 
     For every search ``rows``: the table's row of the derived cell after each epoch; ``row``: of the found one;
-    ``seconds``; ``macs``: multiply-adds of one step; of some ``tau``: pairs of epoch and Kendall's τ; of EnTranNAS-DST
+    ``seconds``; ``macs``: multiply-adds of all steps; of some ``tau``: pairs of epoch and Kendall's τ; of EnTranNAS-DST
     ``doubled``: after each epoch, how many operations were left out for want of a table with two on an edge.
-    ``training macs``: multiply-adds of one step of the recipe, the mean over the ranked cells.
+    ``training macs``: multiply-adds of all steps of the recipe, the mean over the ranked cells.
     """
     data, seed = benchmark_images(workplace.device), workplace.seed
     workplace.used = DataSource(data.name, data.source, data.checksum)
     cells = ranked_cells()
     values: dict[str, Any] = {"training macs": training_macs(data, cells)}
     for name in SEARCHES:
-        macs = search_macs(name, SIZE, data, seed)
-        search = build_search(name, SIZE, data, seed)
-        taus: list[tuple[int, float]] = []
+        search = counted_search(name, SIZE, data, seed)
         if name in RANKED:
-            _follow(search, cells, taus)
+            _ranks_too(search, cells)
         workplace.drive(search, f"search {name}")
         result = search.result()
         several = isinstance(search, entrannas_dst.Search)
@@ -193,8 +191,8 @@ def truth_search(workplace: Workplace) -> dict[str, Any]:
             "row": _row(search.history[-1], several) if several else row_of(result.genotype),
             **({"doubled": [doubled(report.genotype) for report in search.history]} if several else {}),
             "seconds": round(result.seconds, 1),
-            "macs": macs,
-            **({"tau": taus} if name in RANKED else {}),
+            "macs": sum(report.measured["macs"] for report in search.history),
+            **({"tau": _taus(search.history)} if name in RANKED else {}),
         }
     return values
 
@@ -222,21 +220,25 @@ def truth_look_ups(workplace: Workplace) -> dict[str, Any]:
     return values
 
 
+def _taus(history: Sequence[SearchReport]) -> list[tuple[int, float]]:
+    return [(report.epoch, report.measured["tau"]) for report in history if "tau" in report.measured]
+
+
 def _row(report: SearchReport, several: bool) -> int:
     return row_of(report.genotype, report.coefficients if several else None)
 
 
-def _follow(search: GradientSearch, cells: Sequence[Genotype], taus: list[tuple[int, float]]) -> None:
-    """Has the search rank the cells before it begins and after every fourth epoch."""
-    report = search.report
+def _ranks_too(search: GradientSearch, cells: Sequence[Genotype]) -> None:
+    """Has the search's watch rank the cells, too, after the first and after every fourth epoch."""
+    watch = search.watch
 
-    def reporting(means: dict[str, float]) -> SearchReport:
-        made = report(means)
-        if made.epoch % 4 == 0 or made.epoch == 1:
-            taus.append((made.epoch, round(_tau(search, cells), 4)))
-        return made
+    def watch_both(run: Run) -> dict[str, float]:
+        measured = {} if watch is None else watch(run)
+        if run.epoch == 0 or (run.epoch + 1) % 4 == 0:
+            measured["tau"] = round(_tau(search, cells), 4)
+        return measured
 
-    search.report = reporting  # type: ignore[method-assign]
+    search.watch = watch_both
 
 
 # --- what a record says -----------------------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def _follow(search: GradientSearch, cells: Sequence[Genotype], taus: list[tuple[
 def queries_of(record: Record, name: str) -> float:
     """How many trainings of a cell a search costs: multiply-adds of its steps over those of the recipe's steps.
 
-    Both make as many steps; evaluations are left out on both sides.
+    Evaluations are left out on both sides.
     """
     return float(np.mean([m.values[name]["macs"] / m.values["training macs"] for m in record.measurements]))
 

@@ -306,7 +306,8 @@ class GrowthRun(Fit):
         loss, correct = self.validation(not growing and number + 1 == config.epochs)
         return GrowthReport(
             self.epoch + 1,
-            **means,
+            train_loss=means["train_loss"],
+            train_accuracy=means["train_accuracy"],
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=0.0 if growing else self.optimizer.param_groups[0]["lr"],

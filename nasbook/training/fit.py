@@ -277,7 +277,8 @@ class Fit(Training):
         rate = self.optimizer.param_groups[0]["lr"]
         return EpochReport(
             self.epoch + 1,
-            **means,
+            train_loss=means["train_loss"],
+            train_accuracy=means["train_accuracy"],
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=rate,

@@ -17,7 +17,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,6 +56,8 @@ class EpochReport:
     """The weights' learning rate in this epoch."""
     seconds: float
     """Wall time of the epoch."""
+    measured: dict[str, float] = field(default_factory=dict, kw_only=True)
+    """What the run's :attr:`Run.watch` measured."""
 
     def to_state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -165,6 +167,11 @@ class Run(Resumable):
     report_type: ClassVar[type[EpochReport]] = EpochReport
     measurements: ClassVar[tuple[str, ...]]
     """Names of the columns that :meth:`run_step` measures; the first is the loss that must stay finite."""
+    watch: Callable[[Run], dict[str, float]] | None = None
+    """Called after the last step of every epoch; what it returns is kept in the epoch's report, and so in checkpoints.
+
+    It must leave the run as it is; random numbers it may draw.
+    """
 
     def __init__(self, epochs: int, steps: int, seed: int, device: torch.device | str) -> None:
         require_positive(epochs=epochs, steps=steps)
@@ -238,7 +245,10 @@ class Run(Resumable):
                     self._seconds, self._started = self.elapsed(), None
                     self._paused = random_state()
                     return
+                measured = self._watched()  # before the report, which may end with a change of the network
                 report = self.report(means)
+                if measured:
+                    report = replace(report, measured=measured)
                 self._seconds, self._started = report.seconds, None
                 self.history.append(report)
                 self.epoch += 1
@@ -248,6 +258,18 @@ class Run(Resumable):
                     return
         finally:
             self._asked_to_stop = False  # here, so that a stop() just before the first step counts
+
+    def _watched(self) -> dict[str, float]:
+        """What the watch says of the epoch; the generators are as they were, and its seconds are not the run's."""
+        if self.watch is None:
+            return {}
+        random = random_state()
+        self._seconds, self._started = self.elapsed(), None
+        try:
+            return self.watch(self)
+        finally:
+            restore_random_state(random)
+            self._started = time.perf_counter()
 
     def share_norms(self, normalize_by: NormalizeBy) -> None:
         """Prepares the network's batch norms for several processes.

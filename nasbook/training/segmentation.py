@@ -189,7 +189,8 @@ class SegmentationFit(Training):
             classes = tuple(intersection_over_union(confusion).tolist())
         return SegmentationReport(
             self.epoch + 1,
-            **means,
+            train_loss=means["train_loss"],
+            train_accuracy=means["train_accuracy"],
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=self.optimizer.param_groups[0]["lr"],

@@ -159,7 +159,8 @@ class SequenceFit(Training):
         loss, correct = evaluate_sequences(self.network, self.data)
         return SequenceReport(
             self.epoch + 1,
-            **means,
+            train_loss=means["train_loss"],
+            train_accuracy=means["train_accuracy"],
             validation_loss=loss,
             validation_accuracy=correct,
             learning_rate=self.config.learning_rate,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from nasbook.analysis import holm, mean_interval, paired_test
@@ -23,6 +25,7 @@ from nasbook.experiments import (
     build_search,
     comparison_rows,
     comparison_scale,
+    fair_searches,
     get_experiment,
     get_scale,
     reproduce,
@@ -30,7 +33,7 @@ from nasbook.experiments import (
 )
 from nasbook.experiments import comparison as module
 from nasbook.experiments.comparison import samples_within
-from nasbook.experiments.fair_searches import step_macs
+from nasbook.experiments.fair_searches import STEADY, counted_search, step_macs
 from nasbook.genotypes import Genotype
 from nasbook.methods import darts
 from nasbook.training import Fit, FitConfig
@@ -126,11 +129,62 @@ def test_the_second_order_costs_more(size, images):
 
 
 @pytest.mark.parametrize(
-    ("budget", "macs", "steps", "most", "samples"),
-    [(1000.0, 10.0, 10, 30, 10), (1000.0, 10.0, 10, 8, 8), (1099.0, 10.0, 10, 30, 10), (50.0, 10.0, 10, 30, 4)],
+    ("budget", "macs", "most", "samples"),
+    [(1000.0, 100.0, 30, 10), (1000.0, 100.0, 8, 8), (1099.0, 100.0, 30, 10), (50.0, 100.0, 30, 4)],
 )
-def test_samples_for_a_budget(budget, macs, steps, most, samples):
-    assert samples_within(budget, macs, steps, most) == samples
+def test_samples_for_a_budget(budget, macs, most, samples):
+    assert samples_within(budget, macs, most) == samples
+
+
+def _ends(search):
+    """What a search has come to: weights, history without times, genotype."""
+    state = search.state_dict()
+    reports = [{key: value for key, value in one.items() if key != "seconds"} for one in state["history"]]
+    return search.network.state_dict(), reports, search.result().genotype
+
+
+# Firefly's cells take a minute here; their counts are in the run of all methods below.
+@pytest.mark.parametrize("name", ["DARTS, first order", *sorted(set(SUPERNETS) - {*STEADY, "Firefly cells"})])
+def test_counting_leaves_a_search_as_it_is_and_goes_on_after_a_stop(name, size, images):
+    size = replace(size, epochs=4)
+    plain, counted, stopped = (
+        build_search(name, size, images, 0),
+        counted_search(name, size, images, 0),
+        counted_search(name, size, images, 0),
+    )
+    list(plain.epochs())
+    list(counted.epochs())
+    next(stopped.epochs())
+    other = counted_search(name, size, images, 0)
+    other.load_state_dict(deepcopy(stopped.state_dict()))
+    list(other.epochs())
+    (weights, reports, genotype), (whole, measured, found) = _ends(plain), _ends(counted)
+    torch.testing.assert_close(weights, whole, rtol=0, atol=0)
+    assert genotype == found
+    assert [one["measured"] for one in reports] == [{}] * len(reports)
+    again, also, last = _ends(other)
+    torch.testing.assert_close(again, whole, rtol=0, atol=0)
+    assert last == found
+    macs = [one["measured"]["macs"] for one in measured]
+    assert macs == [one["measured"]["macs"] for one in also]
+    # EnTranNAS' Transit-cells follow α, which has moved since the first step.
+    assert macs[0] == pytest.approx(search_macs(name, size, images, 0) * counted.steps_per_epoch, rel=0.02)
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_steady_methods_cost_the_same_in_every_epoch(name, size, images, monkeypatch):
+    monkeypatch.setattr(fair_searches, "STEADY", ())
+    search = counted_search(name, replace(size, epochs=3), images, 0)
+    assert len({report.measured["macs"] for report in search.epochs()}) == 1
+
+
+def test_a_resting_alpha_and_a_grown_cell_are_counted(size, images):
+    resting = counted_search("PC-DARTS", replace(size, epochs=4), images, 0)  # α rests in 30 % of the epochs
+    first, *others = (report.measured["macs"] for report in resting.epochs())
+    assert len(set(others)) == 1 and 1.3 * first < others[0] < 2 * first
+    growing = counted_search("Growing DARTS", replace(size, epochs=4), images, 0)
+    by_stage = {(report.stage, report.tuning): report.measured["macs"] for report in growing.epochs()}
+    assert by_stage[1, True] < by_stage[1, False] < by_stage[2, False]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -163,7 +217,7 @@ def test_a_search_that_diverges_is_told_and_not_dropped(tiny, monkeypatch):
         raise TrainingDiverged("the loss became nan")
 
     monkeypatch.setattr(module, "COMPARED", ("DARTS, first order", RANDOM_CELL))
-    monkeypatch.setattr(module, "build_search", diverges)
+    monkeypatch.setattr(module, "counted_search", diverges)
     values = reproduce("comparison", tiny, seed=0).values
     assert values["DARTS, first order"]["failed"] == "the loss became nan"
     assert "test_accuracy" in values[RANDOM_CELL]

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -107,6 +108,25 @@ class Images(Line):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.batch, self.taken = state["batch"], state["taken"]
+
+
+def test_a_watch_is_kept_and_changes_nothing():
+    def watch(run):
+        time.sleep(0.2)
+        return {"drawn": float(torch.rand(()) + random.random()), "weight": run.network.weight.item()}
+
+    plain, watched, stopped, resumed = (Line() for _ in range(4))
+    for run in (watched, stopped, resumed):
+        run.watch = watch
+    assert [report.measured for report in plain.epochs()] == [{}] * 3
+    seen = list(watched.epochs())
+    assert torch.equal(plain.network.weight, watched.network.weight)
+    assert sum(report.seconds for report in seen) < 0.2
+    assert seen[-1].measured["weight"] == watched.network.weight.item()
+    next(stopped.epochs())
+    resumed.load_state_dict(stopped.state_dict())
+    list(resumed.epochs())
+    assert [report.measured for report in resumed.history] == [report.measured for report in seen]
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
