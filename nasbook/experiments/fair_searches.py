@@ -240,8 +240,8 @@ def counted_search(name: str, size: SearchSize, data: ImageData, seed: int) -> A
     """A method's search that counts what it costs: its reports' ``measured`` has an epoch's multiply-adds as ``macs``.
 
     Steps of one epoch cost the same; those of different epochs don't, where α rests at first, pools change, edges leave
-    or cells grow. So after every epoch its state goes into a copy with the readable engine, which makes one step more and
-    counts.
+    or cells grow. So after every epoch its state goes into a copy with the readable engine, which makes and counts one
+    step more.
 
     Raises:
         InvalidInput: as :func:`build_search`.
