@@ -310,7 +310,10 @@ def _check_interval(answer: Between) -> str | None:
             return hint
     for (a, b), found in zip(cases, got, strict=True):
         if not np.allclose(found, _paired(a, b), rtol=1e-5, atol=1e-9):
-            return f"For {a.tolist()} and {b.tolist()} got {found[0]:.4f} to {found[1]:.4f}."
+            return (
+                f"For {a.tolist()} and {b.tolist()} got {found[0]:.4f} to {found[1]:.4f}. In the middle is the mean of "
+                f"the differences; to each side goes Student's t times its standard error."
+            )
     return None
 
 

@@ -53,10 +53,11 @@ def retrain(workplace: Workplace) -> dict[str, Any]:
 def retrained(record: Record) -> dict[str, float]:
     """What a record says of the table.
 
-    ``difference`` and ``largest``: mean and largest absolute difference between the stored accuracy and that of the
-    same training again. ``within``: share of those that are no further from the stored number than the cell's own
-    spread over trainings. ``expected``: share of new trainings that lie in the interval in which 95 % of single new
-    observations lie, mean ± t·s·√(1 + 1/n). ``bias``: mean of the new accuracies minus the stored means.
+    ``entries``: how many; ``equal``: how many of them came out as the stored number. ``difference`` and ``largest``:
+    mean and largest absolute difference between the stored accuracy and that of the same training again. ``within``:
+    share of those that are no further from the stored number than the cell's own spread over trainings. ``expected``:
+    share of new trainings that lie in the interval in which 95 % of single new observations lie, mean ± t·s·√(1 + 1/n).
+    ``bias``: mean of the new accuracies minus the stored means.
     """
     table = load_table()
     entries = [entry for values in record.values("entries") for entry in values]
@@ -66,6 +67,8 @@ def retrained(record: Record) -> dict[str, float]:
     trainings = len(table.seeds)
     half = stats.t.ppf(0.975, trainings - 1) * spread * np.sqrt(1 + 1 / trainings)
     return {
+        "entries": len(entries),
+        "equal": int((again == 0).sum()),
         "difference": float(again.mean()),
         "largest": float(again.max()),
         "within": float((again <= spread).mean()),

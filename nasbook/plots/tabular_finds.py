@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from nasbook.errors import InvalidInput
@@ -28,11 +28,18 @@ def _checked(
     return 100 * accuracies.mean(axis=1), 100 * errors
 
 
+def _ranks(means: Float[np.ndarray, " cells"]) -> Int[np.ndarray, " cells"]:
+    place = np.empty(len(means), int)
+    place[np.argsort(-means, kind="stable")] = np.arange(1, len(means) + 1)
+    return place
+
+
 @styled
 def plot_finds(
     accuracies: Float[np.ndarray, "cells seeds"],
     finds: Mapping[str, Sequence[int]],
     *,
+    ranks: Int[np.ndarray, " cells"] | None = None,
     ylabel: str = "test accuracy, %",
 ) -> Figure:
     """All cells from the best to the worst with their standard errors; below, a row of marks for every method's finds.
@@ -40,25 +47,25 @@ def plot_finds(
     Args:
         accuracies: of all cells and trainings, as shares.
         finds: method → the rows of the cells that it found, one a seed.
+        ranks: of all cells, from 1; None for those by mean accuracy, equals in the order of rows.
         ylabel: what is measured.
 
     Raises:
         InvalidInput: fewer than two trainings, or a row that is not there.
     """
     means, errors = _checked(accuracies, finds)
-    order = np.argsort(-means, kind="stable")
-    place = np.empty(len(means), int)
-    place[order] = np.arange(1, len(means) + 1)
+    place = _ranks(means) if ranks is None else ranks
+    order = np.argsort(place)
     figure = Figure(figsize=(PAGE_WIDTH, 2.3 + 0.26 * len(finds)), layout="constrained")
     above, below = figure.subplots(
         2, 1, sharex=True, height_ratios=(2.0, max(0.3, 0.26 * len(finds)))
     )
-    ranks = np.arange(1, len(means) + 1)
+    along = np.arange(1, len(means) + 1)
     above.fill_between(
-        ranks, (means - errors)[order], (means + errors)[order], color=tint(LINE_COLOURS[0], 0.35), linewidth=0,
+        along, (means - errors)[order], (means + errors)[order], color=tint(LINE_COLOURS[0], 0.35), linewidth=0,
         gid="errors",
     )  # fmt: skip
-    above.plot(ranks, means[order], color=INK, linewidth=1.3, linestyle="-", marker="", gid="means")
+    above.plot(along, means[order], color=INK, linewidth=1.3, linestyle="-", marker="", gid="means")
     above.set_ylabel(ylabel)
     above.set_title("mean of the trainings, and its standard error", fontsize=8.5)
     for row, rows in enumerate(finds.values()):
@@ -80,16 +87,24 @@ def plot_finds(
     return figure
 
 
-def finds_in_words(accuracies: Float[np.ndarray, "cells seeds"], finds: Mapping[str, Sequence[int]]) -> str:
+def finds_in_words(
+    accuracies: Float[np.ndarray, "cells seeds"],
+    finds: Mapping[str, Sequence[int]],
+    *,
+    ranks: Int[np.ndarray, " cells"] | None = None,
+) -> str:
     """The figure as sentences, for alt texts: the range of the cells, and each method's median rank.
+
+    Args:
+        accuracies: of all cells and trainings, as shares.
+        finds: method → the rows of the cells that it found.
+        ranks: as :func:`plot_finds` takes them.
 
     Raises:
         InvalidInput: as :func:`plot_finds`.
     """
     means, errors = _checked(accuracies, finds)
-    order = np.argsort(-means, kind="stable")
-    place = np.empty(len(means), int)
-    place[order] = np.arange(1, len(means) + 1)
+    place = _ranks(means) if ranks is None else ranks
     medians = ", ".join(
         f"{name} {np.median([place[row] for row in rows]):.0f} ({min(place[row] for row in rows)} to "
         f"{max(place[row] for row in rows)})"

@@ -1,6 +1,6 @@
 """The tabular benchmark: what every cell of a small space reaches, looked up instead of trained (Chapter 8).
 
-855 cells, three trainings each: losses and validation accuracies of every epoch, test accuracy, parameters,
+855 cells, five trainings each: losses and validation accuracies of every epoch, test accuracy, parameters,
 multiply-adds, seconds. A look-up takes microseconds, so that a search which would train for an hour is repeated a
 thousand times. Cells that are the same graph have one entry.
 """
