@@ -28,6 +28,16 @@ def test_words_say_what_the_figure_shows():
     assert "Median rank" not in finds_in_words(ACCURACIES, {})
 
 
+def test_ranks_of_equals_can_be_given():
+    alike = np.full((3, 2), 0.5)
+    given = np.array([3, 1, 2])
+    figure = plot_finds(alike, {"one": [0, 1]}, ranks=given)
+    marks = {line.get_gid(): list(line.get_xdata()) for line in figure.axes[1].lines if line.get_gid()}
+    assert marks == {"finds-0": [3, 1]}
+    assert "one 2 (1 to 3)" in finds_in_words(alike, {"one": [0, 1]}, ranks=given)
+    assert "one 2 (1 to 2)" in finds_in_words(alike, {"one": [0, 1]})
+
+
 @pytest.mark.parametrize(
     ("accuracies", "finds", "message"),
     [
