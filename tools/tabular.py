@@ -89,9 +89,10 @@ def collect(work: Path, out: Path) -> None:
         "parameters": np.zeros(len(codes), np.int32),
         "macs": np.zeros(len(codes), np.int32),
     }
-    for number in range(len(groups())):
+    for number, (seed, expected) in enumerate(groups()):
         with np.load(work / f"{number}.npz") as group:
-            rows, column = group["rows"], SEEDS.index(int(group["seed"]))
+            rows, column = group["rows"], SEEDS.index(seed)
+            assert (int(group["seed"]), rows.tolist()) == (seed, expected)
             for name in ("parameters", "macs"):
                 arrays[name][rows] = group[name]
             for name in arrays.keys() - {"codes", "parameters", "macs"}:
@@ -99,7 +100,7 @@ def collect(work: Path, out: Path) -> None:
     data = benchmark_images()
     provenance = {
         "nasbook": nasbook.__version__,
-        "commit": (work / "commit").read_text().strip(),
+        "commit": json.loads((work / "plan.json").read_text())["commit"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": _processor(),
@@ -120,6 +121,17 @@ def collect(work: Path, out: Path) -> None:
         np.savez_compressed(file, **arrays, provenance=np.array(json.dumps(provenance)))
 
 
+def _keep_to_one_plan(path: Path) -> None:
+    """Refuses a folder whose groups were made in another way: they would be mixed with new ones."""
+    recipe = {name: getattr(RECIPE, name) for name in RECIPE.__dataclass_fields__}
+    now = json.dumps({"commit": _commit(), "group": GROUP, "seeds": list(SEEDS), "recipe": recipe}, indent=1)
+    if not path.exists():
+        with whole_file(path) as file:
+            file.write(now.encode())
+    elif path.read_text() != now:
+        sys.exit(f"{path} is of another commit, recipe or division into groups. Give another --work.")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for finished groups")
@@ -129,8 +141,7 @@ def main() -> int:
     part, parts = map(int, arguments.part.split("/"))
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if not (arguments.work / "commit").exists():
-        (arguments.work / "commit").write_text(_commit())
+    _keep_to_one_plan(arguments.work / "plan.json")
     plan = groups()
     for number in tqdm(range(part, len(plan), parts)):
         path = arguments.work / f"{number}.npz"

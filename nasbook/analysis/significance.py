@@ -69,8 +69,8 @@ class PairedTest:
 def paired_test(a: Values, b: Float[np.ndarray, " as_many"]) -> PairedTest:
     """Compares two methods that were run with the same seeds: the same images, divisions and initial weights.
 
-    Where all differences are equal, both tests are undefined; then p is 1 if they are zero, and else 0 for the t test,
-    as its limit.
+    Where all differences are equal, the t test is undefined. Then p is 1 if they are zero, and else 2^(1−n), the least
+    that a test by signs alone can give: the limit of t, 0, would call any two equal differences proof.
 
     Raises:
         InvalidInput: different numbers of seeds, fewer than two, or a value that is not finite.
@@ -83,7 +83,7 @@ def paired_test(a: Values, b: Float[np.ndarray, " as_many"]) -> PairedTest:
         return PairedTest(mean_interval(differences), 1.0, 1.0)
     # Differences that are equal but for rounding have no spread to test against.
     alike = float(np.ptp(differences)) <= 1e-12 * float(np.abs(differences).max())
-    p = 0.0 if alike else float(stats.ttest_1samp(differences, 0.0).pvalue)
+    p = 2.0 ** (1 - len(differences)) if alike else float(stats.ttest_1samp(differences, 0.0).pvalue)
     # Zeros take part in the ranking (Pratt), so that the test does not gain from ties.
     few = len(differences) <= 12
     ranks = stats.wilcoxon(

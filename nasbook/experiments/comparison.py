@@ -3,10 +3,11 @@
 The rules, written down before any run:
 
 * Same images, same division into training, choosing and test images, for every row.
-* Same space, and supernets of one size, each with as many epochs; what its steps cost is counted. PR-DARTS and Firefly
-  bring operations of their own, as their papers do.
-* Methods that train cells one by one spend the multiply-adds that DARTS' first-order search takes, and at most a given
-  number of cells.
+* Same space, supernets of one size, and about as many epochs each: those that go in cycles or stages divide them, and
+  have some more or fewer. What their steps cost is counted. PR-DARTS and Firefly bring operations of their own, as
+  their papers do.
+* Methods that train cells one by one get as many cells as DARTS' first-order search pays for, at the mean cost of ten
+  random ones, and at most a given number.
 * Every found cell is trained from scratch by one recipe, with one number of channels and cells, on all training images,
   and tested once. One search and one training a seed.
 * A row is compared with random search over the same seeds, by a paired t test, corrected by Holm's rule.
@@ -170,6 +171,8 @@ class ComparisonRow:
     """Multiply-adds of the search, mean."""
     search_seconds: float
     """Wall time of the search, mean."""
+    passes: float
+    """Epochs of the search, of all trainings where cells are trained one by one; mean."""
     parameters: float
     """Of the found networks, mean."""
     macs: float
@@ -190,8 +193,10 @@ def comparison_rows(record: Record) -> list[ComparisonRow]:
     """The table of a record, in the order of :data:`COMPARED`. Seeds in which a row failed are left out of all rows.
 
     Raises:
-        InvalidInput: fewer than two seeds have all rows.
+        InvalidInput: fewer than two seeds have all rows, or the record is of another experiment.
     """
+    if any(name not in m.values for m in record.measurements for name in COMPARED):
+        raise InvalidInput(f"A comparison has the rows {', '.join(COMPARED)}; a measurement of this record has not.")
     whole = [m.values for m in record.measurements if not any("failed" in m.values[name] for name in COMPARED)]
     if len(whole) < 2:
         raise InvalidInput(f"A comparison needs two seeds in which no row failed; this record has {len(whole)}.")
@@ -218,6 +223,7 @@ def comparison_rows(record: Record) -> list[ComparisonRow]:
                 mean_interval(accuracies),
                 float(costs[place]),
                 float(column(name, "search_seconds").mean()),
+                float(column(name, "passes").mean()),
                 float(column(name, "parameters").mean()),
                 float(column(name, "macs").mean()),
                 tests.get(name),

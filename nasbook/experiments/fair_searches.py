@@ -1,8 +1,9 @@
 """Chapter 8: all methods with one set of numbers, so that what differs between them is the method.
 
-Every supernet sees the images as often, in batches of one size, with one number of channels and cells. The rate on α
-follows one rule: Adam's steps are about as long as its rate, so that rate × steps says how far α can move, and this
-product is the one that the method has in its paper: for DARTS on CIFAR-10, 3e-4 · 50 epochs · 390 steps.
+Every supernet sees the images about as often, in batches of one size, with one number of channels and cells. The rate
+on α follows one rule: Adam's steps are about as long as its rate, so that rate × steps says how far α can move. The
+product is DARTS' on CIFAR-10, 3e-4 · 50 epochs · 390 steps; PC-DARTS and EnTranNAS have that of their papers. Where α
+rests in some of the epochs, as PR-DARTS' does, it moves less.
 """
 
 from __future__ import annotations
@@ -239,9 +240,9 @@ def search_macs(name: str, size: SearchSize, data: ImageData, seed: int) -> int:
 def counted_search(name: str, size: SearchSize, data: ImageData, seed: int) -> Any:
     """A method's search that counts what it costs: its reports' ``measured`` has an epoch's multiply-adds as ``macs``.
 
-    Steps of one epoch cost the same; those of different epochs don't, where α rests at first, pools change, edges leave
-    or cells grow. So after every epoch its state goes into a copy with the readable engine, which makes and counts one
-    step more.
+    Steps of one epoch cost nearly the same; those of different epochs don't, where α rests at first, pools change,
+    edges leave or cells grow. So after every epoch its state goes into a copy with the readable engine, which makes and
+    counts one step more.
 
     Raises:
         InvalidInput: as :func:`build_search`.

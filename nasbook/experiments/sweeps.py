@@ -397,12 +397,16 @@ def _earlier_statuses(sweep: Sweep, resume: bool) -> dict[str, dict[str, Any]]:
         numbers = all(isinstance(row["attempts"], int) and row["seconds"] >= 0 for row in rows.values())
         if not numbers:
             raise ValueError("attempts and seconds must be numbers")
-        data, threads = content["data"], content["threads"]
+        data, threads, device = content["data"], content["threads"], content["device"]
     except OSError as error:
         raise InvalidInput(f"Can't read {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{path} does not describe a sweep ({error}). Give another --out.") from error
-    for what, then, now in (("data", data, sweep.data), ("threads", threads, sweep.threads)):
+    for what, then, now in (
+        ("data", data, sweep.data),
+        ("threads", threads, sweep.threads),
+        ("device", device, sweep.device),
+    ):
         if then != now:
             raise InvalidInput(
                 f"{sweep.folder} holds a sweep with other {what}: {_said(then)} then, {_said(now)} now. "

@@ -21,7 +21,16 @@ from jaxtyping import Float, Int
 
 from nasbook.errors import InvalidInput
 from nasbook.genotypes import CellGenotype, Genotype
-from nasbook.tabular.space import TABULAR_SPACE, Code, TabularCells, all_codes, canonical, code_of, genotype_of
+from nasbook.tabular.space import (
+    TABULAR_SPACE,
+    Code,
+    TabularCells,
+    all_codes,
+    canonical,
+    canonical_codes,
+    code_of,
+    genotype_of,
+)
 
 __all__ = ["Entry", "Table", "load_table"]
 
@@ -214,8 +223,10 @@ def _load(path: Path) -> Table:
             provenance = json.loads(str(file["provenance"]))
     except FileNotFoundError:
         raise InvalidInput(f"There is no table at {path}. tools/tabular.py makes one.") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path} is not a table of nasbook: {error}.") from None
+    if {tuple(map(int, code)) for code in arrays["codes"]} != set(canonical_codes()):
+        raise InvalidInput(f"{path} is not a table of nasbook: its codes are not those of the space's cells.")
     cells = {len(arrays[name]) for name in ARRAYS}
     if len(cells) > 1 or arrays["codes"].shape[1:] != (len(TABULAR_SPACE.edges),):
         raise InvalidInput(f"{path} is not a table of nasbook: its arrays don't have one row a cell.")

@@ -290,8 +290,16 @@ def test_the_table_of_a_record(record):
     assert one.p is not None and one.p < 0.05 < 0.2 < min(rows[name].p or 1 for name in others[2:])
     own = rows["random search"]
     assert (own.test, own.p, own.detectable) == (None, None, None)
+    assert one.passes > 0
     assert (one.search_macs, one.parameters, one.macs, one.failed) == (1e9, 100, 1000, 0)
     assert rows[RANDOM_CELL].on_front  # nothing is cheaper
+
+
+def test_a_record_without_a_row_is_refused(record):
+    first, *others = record.measurements
+    less = replace(first, values={name: first.values[name] for name in COMPARED[1:]})
+    with pytest.raises(InvalidInput, match="DARTS, first order"):
+        comparison_rows(replace(record, measurements=(less, *others)))
 
 
 def test_the_front_is_that_of_costs_and_means(record):

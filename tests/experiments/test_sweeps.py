@@ -301,6 +301,8 @@ def test_folders_that_are_refused(toys, scale, tmp_path):
         run_sweep(replace(sweep, threads=2), run_in_turn, resume=True)
     with pytest.raises(InvalidInput, match="with other data: the scale's own then, mine.npz now"):
         run_sweep(replace(sweep, data="mine.npz"), run_in_turn, resume=True)
+    with pytest.raises(InvalidInput, match="with other device: cpu then, cuda now"):
+        run_sweep(replace(sweep, device="cuda"), run_in_turn, resume=True)
     changed = replace(sweep, trials=plan_trials(["toy"], [replace(scale, epochs=5)], [0, 1]))
     with pytest.raises(InvalidInput, match="made with other numbers of the scale \\(epochs\\)"):
         run_sweep(changed, run_in_turn, resume=True)

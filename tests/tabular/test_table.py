@@ -132,6 +132,13 @@ def test_a_file_that_is_no_table(tmp_path):
     np.savez(short, **{**arrays, "macs": arrays["macs"][:-1]})
     with pytest.raises(InvalidInput, match="don't have one row a cell"):
         load_table(short)
+    (tmp_path / "empty.npz").touch()
+    with pytest.raises(InvalidInput, match="not a table of nasbook"):
+        load_table(tmp_path / "empty.npz")
+    twice = tmp_path / "twice.npz"
+    np.savez(twice, **{**arrays, "codes": arrays["codes"][[0, *range(len(arrays["codes"]) - 1)]]})
+    with pytest.raises(InvalidInput, match="codes are not those"):
+        load_table(twice)
     lacking = tmp_path / "lacking.npz"
     np.savez(lacking, **{name: value for name, value in arrays.items() if name != "codes"}, other=json.dumps({}))
     with pytest.raises(InvalidInput, match="not a table of nasbook"):
