@@ -1,6 +1,6 @@
 """Chapter 8: all methods of the book and the baselines that they have to beat, in one table.
 
-The rules, written down before any run:
+The rules:
 
 * Same images, same division into training, choosing and test images, for every row.
 * Same space, supernets of one size, and about as many epochs each: those that go in cycles or stages divide them, and
