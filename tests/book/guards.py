@@ -6,6 +6,7 @@ They take paths, so that tests/book/test_guards.py can plant a fault in a copy a
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -196,6 +197,7 @@ def imported_names(node: ast.AST) -> list[str]:
 # -- notebooks and the package ----------------------------------------------------------------------------------------
 
 
+@functools.cache  # chapters ask for the same modules again and again
 def public_names(module: str, package: Path) -> set[str] | None:
     """The ``__all__`` of a module of nasbook, and the modules of a package that have one; None for no such module."""
     path = package.joinpath(*module.split(".")[1:])
