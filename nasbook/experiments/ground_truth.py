@@ -300,10 +300,12 @@ def truth_rows(searched: Record, looked_up: Record, budget: int = 30) -> list[Tr
         budget: queries of the look-ups.
 
     Raises:
-        InvalidInput: the records have different seeds.
+        InvalidInput: the records have different seeds, or a look-up has fewer queries.
     """
     if [m.seed for m in searched.measurements] != [m.seed for m in looked_up.measurements]:
         raise InvalidInput("truth-searches and truth-look-ups need the same seeds to be compared.")
+    if not 1 <= budget <= QUERIES:
+        raise InvalidInput(f"budget must be 1 to {QUERIES} queries, as many as a look-up has; got {budget}.")
     table = load_table()
     rows = []
     for name in (*SEARCHES, *LOOK_UPS):

@@ -121,4 +121,7 @@ def test_what_records_say():
     fewer = Record("truth-look-ups", looked_up.scale, looked_up.measurements[:3])
     with pytest.raises(InvalidInput, match="same seeds"):
         truth_rows(searched, fewer)
+    for budget in (0, 201):
+        with pytest.raises(InvalidInput, match=f"1 to 200 queries.*got {budget}"):
+            truth_rows(searched, looked_up, budget)
     assert isinstance(looked_up.measurements[0], Measurement)
